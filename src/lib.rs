@@ -1,0 +1,6 @@
+//! voltmesh: a peer-to-peer node over QUIC.
+#![forbid(unsafe_code)]
+
+pub mod id;
+pub mod policy;
+pub mod proto;

@@ -1,0 +1,103 @@
+//! Every bound on what a peer may send, in one place. Nothing here is negotiated: a peer that exceeds a bound is refused,
+//! and the refusal is counted. What an operator may change is in the node's configuration, which starts from these.
+
+use std::time::Duration;
+
+const KIB: usize = 1024;
+const MIB: usize = 1024 * KIB;
+
+// Messages.
+
+/// Largest control message (hello, attach, ping, …), in bytes.
+pub const CONTROL_MESSAGE_BYTES: usize = 64 * KIB;
+/// Largest body of one message of a call, in bytes.
+pub const BODY_BYTES: usize = 4 * MIB;
+/// Largest call header (names, metadata and all), in bytes: 32 entries of 4 KiB, and the rest.
+pub const CALL_HEADER_BYTES: usize = 160 * KIB;
+/// Largest status with its message and details, in bytes.
+pub const STATUS_BYTES: usize = 16 * KIB;
+/// Longest name of anything (service, method, peer, wire), in bytes.
+pub const NAME_BYTES: usize = 255;
+/// Most metadata entries of a call.
+pub const METADATA_ENTRIES: usize = 32;
+/// Largest key and value of one metadata entry together, in bytes.
+pub const METADATA_ENTRY_BYTES: usize = 4 * KIB;
+/// Longest idempotency key, in bytes.
+pub const IDEMPOTENCY_KEY_BYTES: usize = 64;
+/// Most addresses a hello or a ticket names.
+pub const ADDRESSES: usize = 16;
+/// Most relays a ticket names.
+pub const RELAYS: usize = 8;
+/// Largest certificate a peer may present, in bytes of DER.
+pub const CERTIFICATE_BYTES: usize = 2 * KIB;
+/// Most live streams an attach may list: the stream limit.
+pub const LIVE_STREAMS: usize = 2_048;
+/// Deepest nesting of a call's body in bincode.
+pub const BODY_DEPTH: usize = 64;
+
+// Streams and windows.
+
+/// Streams a stranger may open before permit.
+pub const STRANGER_STREAMS: u32 = 3;
+/// Connection window of a stranger, in bytes.
+pub const STRANGER_WINDOW_BYTES: u32 = 64 * KIB as u32;
+/// Streams a permitted peer may hold open at once.
+pub const STREAMS: u32 = 1_024 + 64;
+/// Receive window of one stream, in bytes.
+pub const STREAM_WINDOW_BYTES: u32 = (MIB + 256 * KIB) as u32;
+/// Connection window of an idle session, in bytes.
+pub const WINDOW_IDLE_BYTES: u32 = 256 * KIB as u32;
+/// Largest connection window of one session, in bytes; drawn from the node's budget.
+pub const WINDOW_MAX_BYTES: u32 = 16 * MIB as u32;
+/// Most bytes of unacknowledged data quinn holds for one connection.
+pub const SEND_WINDOW_BYTES: u64 = 64 * MIB as u64;
+/// Send and receive buffers asked of the kernel, in bytes.
+pub const SOCKET_BUFFER_BYTES: usize = 4 * MIB;
+
+// Counts.
+
+/// Calls in flight per session and direction; further ones wait at the caller.
+pub const CALLS_IN_FLIGHT: usize = 1_024;
+/// Bytes of bodies and answers held for one session.
+pub const SESSION_BODY_BYTES: usize = 16 * MIB;
+/// Bytes of buffers a node holds for all its sessions.
+pub const NODE_BUFFER_BYTES: usize = 1024 * MIB;
+/// Sessions of a node.
+pub const SESSIONS: usize = 10_000;
+/// Handshakes a node has under way.
+pub const PENDING_HANDSHAKES: usize = 256;
+/// Handshakes under way above which newcomers must prove their address (QUIC Retry).
+pub const RETRY_ABOVE: usize = 64;
+/// Handshakes per second and address (IPv6: /64).
+pub const HANDSHAKES_PER_SECOND: u32 = 20;
+/// Handshakes an address (IPv6: /64) may start at once.
+pub const HANDSHAKE_BURST: u32 = 40;
+/// Sessions from one address (IPv6: /64) of peers no rule names.
+pub const SESSIONS_PER_ADDRESS: usize = 64;
+/// Visitors of one identity at once.
+pub const VISITORS: usize = 8;
+
+// Times.
+
+/// A QUIC handshake, dialled or accepted, ends within this.
+pub const HANDSHAKE: Duration = Duration::from_secs(10);
+/// A peer says hello within this.
+pub const HELLO: Duration = Duration::from_secs(5);
+/// A session can be resumed for this long after its last path was lost.
+pub const RESUME_WINDOW: Duration = Duration::from_secs(120);
+/// First ceiling of the time between two attempts to dial.
+pub const BACKOFF_FIRST: Duration = Duration::from_millis(100);
+/// Largest ceiling of the time between two attempts to dial.
+pub const BACKOFF_MAX: Duration = Duration::from_secs(30);
+/// The same, for a peer that refused us, and for an address that answered with another key.
+pub const REFUSED_BACKOFF_MAX: Duration = Duration::from_secs(300);
+/// Deadline of a unary call that names none.
+pub const CALL_DEADLINE: Duration = Duration::from_secs(30);
+/// Longest deadline of a unary call.
+pub const CALL_DEADLINE_MAX: Duration = Duration::from_secs(3_600);
+/// A node going down waits this long for its calls in flight.
+pub const DRAIN: Duration = Duration::from_secs(10);
+/// A path with something outstanding is dead when nothing answered for this long.
+pub const ANSWER_BOUND: Duration = Duration::from_secs(3);
+/// QUIC's own idle timeout, a last resort: sessions judge liveness themselves.
+pub const QUIC_IDLE: Duration = Duration::from_secs(90);
