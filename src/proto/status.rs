@@ -6,7 +6,7 @@ use std::fmt;
 use bincode::{Decode, Encode};
 
 macro_rules! codes {
-    ($($(#[$doc:meta])* $name:ident = $number:literal $text:literal,)*) => {
+    ($($(#[$doc:meta])* $name:ident = $number:tt $text:literal,)*) => {
         /// A status code, with gRPC's names and numbers.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Encode, Decode)]
         #[repr(u8)]

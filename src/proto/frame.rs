@@ -1,0 +1,171 @@
+//! Frames: a length (a [`varint`]) and as many bytes. A stream of ours that carries messages carries frames.
+//! [`Frames`] cuts what arrives back into frames. It does no input or output and never looks inside a frame.
+
+use bytes::{Buf, Bytes, BytesMut};
+use thiserror::Error;
+
+use super::codec::{self, Message};
+use super::varint::{self, VarintError};
+
+/// Why bytes cannot be cut into frames. The stream they came from is of no use any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum FrameError {
+    /// The frame is longer than this stream may carry. Nothing of it was kept.
+    #[error("a frame of {length} bytes where {limit} is the most")]
+    TooLong {
+        /// The length that was announced, in bytes.
+        length: u64,
+        /// The most that is accepted, in bytes.
+        limit: usize,
+    },
+    /// The length is not written in its shortest form.
+    #[error("the length of a frame is {0}")]
+    Length(#[from] VarintError),
+    /// The stream ended inside a frame.
+    #[error("the stream ended inside a frame")]
+    Truncated,
+}
+
+/// Appends `bytes` as one frame.
+pub fn put_frame(out: &mut Vec<u8>, bytes: &[u8]) {
+    out.reserve(varint::MAX_LEN + bytes.len());
+    varint::put(out, bytes.len() as u64);
+    out.extend_from_slice(bytes);
+}
+
+/// Appends `message` as one frame, encoded in place.
+pub fn put_message<M: Message>(out: &mut Vec<u8>, message: &M) {
+    let length = codec::encoded_len(message);
+    out.reserve(varint::MAX_LEN + length);
+    varint::put(out, length as u64);
+    codec::encode_into(message, out);
+}
+
+/// Cuts the bytes of one stream into frames.
+///
+/// Give it what arrives with [`push`](Self::push), then take frames with [`next_frame`](Self::next_frame) until there is none.
+/// A frame that lies within one chunk is a slice of that chunk, not a copy; one that spans chunks is collected once.
+/// Besides the chunk pushed last it holds at most one frame, and never more than twice what has arrived of it: an announced
+/// length reserves nothing.
+///
+/// ```
+/// use bytes::Bytes;
+/// use voltmesh::proto::frame::{Frames, put_frame};
+///
+/// let mut stream = Vec::new();
+/// put_frame(&mut stream, b"first");
+/// put_frame(&mut stream, b"second");
+/// let mut frames = Frames::new(64);
+/// frames.push(Bytes::from(stream));
+/// assert_eq!(frames.next_frame()?.as_deref(), Some(&b"first"[..]));
+/// assert_eq!(frames.next_frame()?.as_deref(), Some(&b"second"[..]));
+/// assert_eq!(frames.next_frame()?, None);
+/// # Ok::<(), voltmesh::proto::frame::FrameError>(())
+/// ```
+#[derive(Debug)]
+pub struct Frames {
+    limit: usize,
+    /// What has arrived and is not taken yet.
+    rest: Bytes,
+    state: State,
+}
+
+#[derive(Debug)]
+enum State {
+    /// Between frames; `rest` may hold a part of a length.
+    Length,
+    /// Inside a frame of `length` bytes, of which `got` are here and `rest` is empty.
+    Body { length: usize, got: BytesMut },
+    /// Refused for good.
+    Broken(FrameError),
+}
+
+impl Frames {
+    /// Accepts frames of at most `limit` bytes, their length not counted.
+    pub fn new(limit: usize) -> Self {
+        Self { limit, rest: Bytes::new(), state: State::Length }
+    }
+
+    /// Changes the limit for the frames whose length has not been read yet.
+    pub fn set_limit(&mut self, limit: usize) {
+        self.limit = limit;
+    }
+
+    /// Takes in the next bytes of the stream. Pushed before [`next_frame`](Self::next_frame) has returned `None`, they are
+    /// joined to what is left, which copies both.
+    pub fn push(&mut self, chunk: Bytes) {
+        if self.rest.is_empty() {
+            self.rest = chunk;
+        } else if !chunk.is_empty() {
+            self.rest = [self.rest.as_ref(), chunk.as_ref()].concat().into();
+        }
+    }
+
+    /// The next whole frame; `None` if more bytes are needed.
+    ///
+    /// # Errors
+    /// See [`FrameError`]; after the first error every call returns the same one.
+    pub fn next_frame(&mut self) -> Result<Option<Bytes>, FrameError> {
+        match &self.state {
+            State::Length => match self.length() {
+                Ok(Some(length)) if length <= self.rest.len() => Ok(Some(self.rest.split_to(length))),
+                Ok(Some(length)) => {
+                    self.state = State::Body { length, got: BytesMut::new() };
+                    Ok(self.collect())
+                }
+                Ok(None) => Ok(None),
+                Err(error) => {
+                    self.rest = Bytes::new();
+                    self.state = State::Broken(error);
+                    Err(error)
+                }
+            },
+            State::Body { .. } => Ok(self.collect()),
+            State::Broken(error) => Err(*error),
+        }
+    }
+
+    /// The stream has ended: was that between two frames?
+    ///
+    /// # Errors
+    /// [`FrameError::Truncated`] if a frame was under way.
+    pub fn end(&self) -> Result<(), FrameError> {
+        match &self.state {
+            State::Length if self.rest.is_empty() => Ok(()),
+            State::Broken(error) => Err(*error),
+            _ => Err(FrameError::Truncated),
+        }
+    }
+
+    /// What has arrived and belongs to no frame yet, for a stream that carries something else after its frames.
+    pub fn into_rest(self) -> Bytes {
+        match self.state {
+            State::Body { got, .. } => got.freeze(),
+            _ => self.rest,
+        }
+    }
+
+    /// Takes a length off the front of `rest`.
+    fn length(&mut self) -> Result<Option<usize>, FrameError> {
+        let Some((length, taken)) = varint::get(&self.rest)? else { return Ok(None) };
+        let limit = self.limit;
+        let bounded = usize::try_from(length).ok().filter(|&length| length <= limit);
+        let length = bounded.ok_or(FrameError::TooLong { length, limit })?;
+        self.rest.advance(taken);
+        Ok(Some(length))
+    }
+
+    /// Moves what has arrived into the frame under way, and hands it out if that completes it.
+    fn collect(&mut self) -> Option<Bytes> {
+        let State::Body { length, got } = &mut self.state else { return None };
+        let taken = self.rest.split_to(self.rest.len().min(*length - got.len()));
+        got.extend_from_slice(&taken);
+        if got.len() < *length {
+            return None;
+        }
+        let frame = std::mem::take(got).freeze();
+        self.state = State::Length;
+        Some(frame)
+    }
+}
