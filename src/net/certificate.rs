@@ -28,6 +28,11 @@ pub(crate) fn peer_id(certificates: &[CertificateDer<'_>]) -> Result<NodeId, Cer
     }
 }
 
+/// The key in a certificate that [`peer_id`] has accepted already: its own signature is not verified again.
+pub(crate) fn accepted_id(certificate: &CertificateDer<'_>) -> Result<NodeId, CertificateError> {
+    key(&parse(certificate)?.tbs_certificate.subject_pki)
+}
+
 /// The certificate that a node presents. The same key always gives the same bytes, about 260 of them.
 pub(crate) fn make(key: &SecretKey) -> Result<CertificateDer<'static>, rcgen::Error> {
     let mut params = CertificateParams::default();
@@ -59,8 +64,8 @@ pub enum CertificateError {
     /// It is no X.509 certificate.
     #[error("the peer's certificate is not X.509")]
     NotX509,
-    /// Something follows the certificate, or its signature.
-    #[error("the peer's certificate has bytes after its end")]
+    /// Something follows the certificate or its signature, or the unsigned parts are not in their one form (DER).
+    #[error("the peer's certificate has bytes after its end, or is not DER")]
     TrailingBytes,
     /// Its key is of a kind that names no node.
     #[error("the peer's certificate has a key of kind {key}; a node's key is Ed25519")]
@@ -125,17 +130,19 @@ impl std::fmt::Display for OtherKey {
 }
 
 fn judge(der: &[u8]) -> Result<NodeId, CertificateError> {
+    let certificate = parse(der)?;
+    let id = key(&certificate.tbs_certificate.subject_pki)?;
+    check_self_signature(&certificate, der, &id)?;
+    Ok(id)
+}
+
+fn parse(der: &[u8]) -> Result<X509Certificate<'_>, CertificateError> {
     if der.len() > limits::CERTIFICATE_BYTES {
         return Err(CertificateError::TooLarge { bytes: der.len() });
     }
     let mut parser = X509CertificateParser::new().with_deep_parse_extensions(false);
     let (rest, certificate) = parser.parse(der).map_err(|_| CertificateError::NotX509)?;
-    if !rest.is_empty() {
-        return Err(CertificateError::TrailingBytes);
-    }
-    let id = key(&certificate.tbs_certificate.subject_pki)?;
-    check_self_signature(&certificate, der, &id)?;
-    Ok(id)
+    if rest.is_empty() { Ok(certificate) } else { Err(CertificateError::TrailingBytes) }
 }
 
 fn key(info: &SubjectPublicKeyInfo<'_>) -> Result<NodeId, CertificateError> {
@@ -179,11 +186,16 @@ fn check_self_signature(certificate: &X509Certificate<'_>, der: &[u8], id: &Node
     }
     // The signature covers the first part only. All else has one form; the parser would let more pass.
     let content = [tbs.as_ref(), &SIGNATURE_HEAD, signature].concat();
-    let head_bytes = if content.len() < 256 { 3 } else { 4 };
-    if !der.ends_with(&content) || der.len() != head_bytes + content.len() {
+    if der.strip_suffix(content.as_slice()) != Some(&head(content.len())) {
         return Err(CertificateError::TrailingBytes);
     }
     if id.verify(tbs.as_ref(), signature) { Ok(()) } else { Err(CertificateError::BadSelfSignature) }
+}
+
+/// The head of a certificate whose content has this many bytes, at least 128 (X.690, 8.1.3.5 and 10.1).
+fn head(content_bytes: usize) -> Vec<u8> {
+    let [.., high, low] = content_bytes.to_be_bytes();
+    if high == 0 { vec![0x30, 0x81, low] } else { vec![0x30, 0x82, high, low] }
 }
 
 /// Lets rcgen sign with our key without having it.
@@ -205,5 +217,92 @@ impl PublicKeyData for Signer<'_> {
 impl SigningKey for Signer<'_> {
     fn sign(&self, message: &[u8]) -> Result<Vec<u8>, rcgen::Error> {
         Ok(self.key.sign(message).to_vec())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn key(seed: u8) -> SecretKey {
+        SecretKey::from_seed(&[seed; 32])
+    }
+
+    fn judged(der: &[u8]) -> Result<NodeId, CertificateError> {
+        peer_id(&[CertificateDer::from(der)])
+    }
+
+    #[test]
+    fn a_node_makes_the_same_small_certificate_each_time_and_it_names_its_key() {
+        let certificate = make(&key(1)).unwrap();
+        assert_eq!(certificate, make(&key(1)).unwrap());
+        assert_eq!(peer_id(std::slice::from_ref(&certificate)), Ok(key(1).id()));
+        assert!(certificate.len() < 512, "{} bytes", certificate.len());
+    }
+
+    #[test]
+    fn none_and_several_are_refused() {
+        let certificate = make(&key(1)).unwrap();
+        assert_eq!(peer_id(&[]), Err(CertificateError::NoCertificate));
+        assert_eq!(peer_id(&[certificate.clone(), certificate]), Err(CertificateError::Chain { count: 2 }));
+    }
+
+    #[test]
+    fn every_flipped_bit_and_every_cut_is_refused() {
+        for certificate in [make(&key(1)).unwrap().to_vec(), include_bytes!("../../certs/good.der").to_vec()] {
+            for bit in 0..certificate.len() * 8 {
+                let mut changed = certificate.clone();
+                changed[bit / 8] ^= 1 << (bit % 8);
+                assert!(judged(&changed).is_err(), "bit {bit}");
+            }
+            for end in 0..certificate.len() {
+                assert!(judged(&certificate[..end]).is_err(), "cut at {end}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_largest_certificate_allowed_is_judged_and_one_byte_more_is_not() {
+        let bytes = limits::CERTIFICATE_BYTES;
+        assert_eq!(judged(&vec![0x30; bytes]), Err(CertificateError::NotX509));
+        assert_eq!(judged(&vec![0x30; bytes + 1]), Err(CertificateError::TooLarge { bytes: bytes + 1 }));
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_are_a_certificate_by_chance(bytes in prop::collection::vec(any::<u8>(), 0..3000)) {
+            prop_assert!(judged(&bytes).is_err());
+        }
+
+        #[test]
+        fn a_damaged_certificate_never_names_another_key(
+            edits in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>(), 0..3u8), 0..6),
+        ) {
+            let mut der = make(&key(1)).unwrap().to_vec();
+            for (at, byte, edit) in edits {
+                let at = at.index(der.len());
+                match edit {
+                    0 => der[at] = byte,
+                    1 => der.insert(at, byte),
+                    _ => drop(der.remove(at)),
+                }
+            }
+            if let Ok(id) = judged(&der) {
+                prop_assert_eq!(id, key(1).id());
+                prop_assert_eq!(der, make(&key(1)).unwrap().to_vec());
+            }
+        }
+
+        #[test]
+        fn pieces_of_two_certificates_never_name_a_key_that_did_not_sign(cut in any::<prop::sample::Index>(), shift in 0..4usize) {
+            let (one, two) = (make(&key(1)).unwrap(), make(&key(2)).unwrap());
+            let cut = cut.index(one.len().min(two.len()));
+            let spliced = [&one[..cut], &two[cut.saturating_sub(shift)..]].concat();
+            if let Ok(id) = judged(&spliced) {
+                prop_assert!((id == key(1).id() && spliced == one.as_ref()) || (id == key(2).id() && spliced == two.as_ref()));
+            }
+        }
     }
 }
