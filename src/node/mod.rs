@@ -1,0 +1,3 @@
+//! One running node, and what it keeps between runs.
+
+pub mod home;
