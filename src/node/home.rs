@@ -1,7 +1,7 @@
 //! The directory a node keeps its things in: who may read it, what the files are called, and that one node at a time runs on
 //! it. It never reads keys, rules or peers; those who own such a file read it themselves.
 
-mod private;
+pub(super) mod private;
 mod socket;
 
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};

@@ -133,6 +133,13 @@ impl Rule {
         self.source
     }
 
+    /// The same rule, written elsewhere.
+    pub fn with_source(self, source: Source) -> Self {
+        let mut rule = Self { source, ..self };
+        rule.id = id_of(&rule.to_string());
+        rule
+    }
+
     /// The order in which rules are looked at and shown: the closest fit first, and the same whatever order they came in.
     pub(super) fn rank(&self) -> impl Ord + '_ {
         let length = std::cmp::Reverse(self.resource.as_str().len());

@@ -8,13 +8,13 @@ use std::path::Path;
 use super::HomeError;
 
 /// Refuses what is no directory, belongs to another user, or lets others in. Does not follow a link at the end of the path.
-pub(super) fn check_directory(path: &Path) -> Result<(), HomeError> {
+pub(in crate::node) fn check_directory(path: &Path) -> Result<(), HomeError> {
     let metadata = fs::symlink_metadata(path).map_err(super::io("look at", path))?;
     if metadata.is_dir() { check_owner(path, &metadata) } else { Err(HomeError::NotADirectory(path.to_owned())) }
 }
 
 /// Refuses what belongs to another user or lets others in.
-pub(super) fn check_owner(path: &Path, metadata: &Metadata) -> Result<(), HomeError> {
+pub(in crate::node) fn check_owner(path: &Path, metadata: &Metadata) -> Result<(), HomeError> {
     let us = rustix::process::geteuid().as_raw();
     if metadata.uid() != us {
         return Err(HomeError::OtherOwner { path: path.to_owned(), owner: metadata.uid(), us });
@@ -26,7 +26,7 @@ pub(super) fn check_owner(path: &Path, metadata: &Metadata) -> Result<(), HomeEr
 }
 
 /// Closes a directory of ours to others if it is empty and they could not have put anything there.
-pub(super) fn close_if_empty(path: &Path) -> io::Result<()> {
+pub(in crate::node) fn close_if_empty(path: &Path) -> io::Result<()> {
     let metadata = fs::metadata(path)?;
     let mode = metadata.mode() & 0o7777;
     let ours = metadata.is_dir() && metadata.uid() == rustix::process::geteuid().as_raw();
@@ -37,7 +37,7 @@ pub(super) fn close_if_empty(path: &Path) -> io::Result<()> {
 }
 
 /// Puts a file (mode 0600) with this content in place of the one that may be there: after a crash one of the two is there, whole.
-pub(super) fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
+pub(in crate::node) fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
     let draft = path.with_extension(format!("draft-{}", std::process::id()));
     let written = write_new(&draft, content).and_then(|()| fs::rename(&draft, path));
     if written.is_err() {
@@ -48,7 +48,7 @@ pub(super) fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
 }
 
 /// Makes the names in the directory of `path` durable.
-fn sync_parent(path: &Path) -> io::Result<()> {
+pub(in crate::node) fn sync_parent(path: &Path) -> io::Result<()> {
     match path.parent() {
         Some(parent) => File::open(parent)?.sync_all(),
         None => Ok(()),
