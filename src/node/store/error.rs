@@ -3,7 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::{FORMAT, PEERS, PeerName, RULES};
+use super::{FORMAT, PeerName};
 use crate::id::NodeId;
 use crate::node::home::HomeError;
 
@@ -57,7 +57,7 @@ pub enum StoreError {
     /// Two rules with one id, by a chance of one in 2^50.
     #[error("the rule has the id of another, {0}: word it differently, for example with a wildcard")]
     RuleClash(String),
-    /// Over [`PEERS`] or [`RULES`].
+    /// Over [`PEERS`](super::PEERS) or [`RULES`](super::RULES).
     #[error("the store keeps at most {most} {what}: remove some")]
     Full {
         /// Peers or rules.

@@ -27,6 +27,15 @@ fn rule(resource: &str) -> Rule {
     Rule::new(Effect::Permit, Subject::Anyone, Action::Call, resource.parse().unwrap(), Source::Store).unwrap()
 }
 
+/// Writes to the tables what the typed functions would not.
+fn raw(store: &Store, change: impl FnOnce(&WriteTransaction)) {
+    let written = store.write(|txn| {
+        change(txn);
+        Ok(())
+    });
+    written.unwrap();
+}
+
 #[test]
 fn what_was_kept_is_there_after_a_restart() {
     let (_dir, store) = store();
@@ -94,7 +103,9 @@ fn a_rule_is_kept_once_and_removed_by_its_id() {
 fn a_rule_of_a_newer_version_is_named_not_skipped() {
     let (_dir, store) = store();
     let json = r#"{"effect":"deny","subject":"*","action":"call","resource":"*","source":"store","until":5}"#;
-    store.write(|txn| Ok(drop(txn.open_table(RULE_TABLE).unwrap().insert("abc", json).unwrap()))).unwrap();
+    raw(&store, |txn| {
+        txn.open_table(RULE_TABLE).unwrap().insert("abc", json).unwrap();
+    });
     let error = store.rules().unwrap_err().to_string();
     assert!(error.contains("rule abc") && error.contains("until") && error.contains("volt policy rm abc"), "{error}");
     assert!(store.remove_rule("abc").unwrap() && store.rules().unwrap().is_empty());
@@ -103,19 +114,18 @@ fn a_rule_of_a_newer_version_is_named_not_skipped() {
 #[test]
 fn a_full_store_refuses_more_and_keeps_what_it_has() {
     let (_dir, store) = store();
-    store
-        .write(|txn| {
-            let mut peers = txn.open_table(PEER_TABLE).unwrap();
-            let mut rules = txn.open_table(RULE_TABLE).unwrap();
-            for n in 0..PEERS {
-                let mut key = [0xff; 32];
-                key[..8].copy_from_slice(&n.to_be_bytes());
-                peers.insert(&key, "{}").unwrap();
-            }
-            (0..RULES).for_each(|n| drop(rules.insert(format!("{n:x}").as_str(), "{}").unwrap()));
-            Ok(())
-        })
-        .unwrap();
+    raw(&store, |txn| {
+        let mut peers = txn.open_table(PEER_TABLE).unwrap();
+        let mut rules = txn.open_table(RULE_TABLE).unwrap();
+        for n in 0..PEERS {
+            let mut key = [0xff; 32];
+            key[..8].copy_from_slice(&n.to_be_bytes());
+            peers.insert(&key, "{}").unwrap();
+        }
+        for n in 0..RULES {
+            rules.insert(format!("{n:x}").as_str(), "{}").unwrap();
+        }
+    });
     assert!(matches!(store.upsert_peer(&named(1, "bob")), Err(StoreError::Full { what: "peers", most: PEERS })));
     assert!(matches!(store.add_rule(&rule("a/*")), Err(StoreError::Full { what: "rules", most: RULES })));
     assert_eq!((store.by_name("bob").unwrap(), store.peers().unwrap().len() as u64), (None, PEERS));
@@ -202,7 +212,9 @@ fn a_damaged_file_is_refused_by_name_and_left_as_it_is() {
 #[test]
 fn a_store_of_another_format_is_refused() {
     let (_dir, store) = store();
-    store.write(|txn| Ok(drop(txn.open_table(META_TABLE).unwrap().insert("format", 2).unwrap()))).unwrap();
+    raw(&store, |txn| {
+        txn.open_table(META_TABLE).unwrap().insert("format", 2).unwrap();
+    });
     let path = store.path.clone();
     drop(store);
     assert!(matches!(Store::open(&path), Err(StoreError::Format { format: 2, .. })));
