@@ -1,0 +1,1 @@
+//! The files that keep the keys of a node.

@@ -1,0 +1,282 @@
+//! The endpoint: one UDP port on which a node both listens and dials. It turns addresses and packets into links whose other
+//! end has proved its key, and lets nobody have more of the machine than the first budget grants.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use quinn::crypto::HmacKey;
+use quinn::{EndpointConfig, IdleTimeout, TransportConfig, VarInt};
+use quinn_proto::HashedConnectionIdGenerator;
+use rustls::pki_types::CertificateDer;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+
+use super::link::{Link, LostReason, canonical};
+use super::runtime::{Driver, Network};
+use super::{socket, tls};
+use crate::id::{NodeId, SecretKey};
+use crate::proto::close::CloseCode;
+use crate::proto::limits;
+use crate::state::admission::{Admission, Gate};
+
+/// The name dialled in TLS. Keys identify nodes, names do not: it is the same for all.
+const SERVER_NAME: &str = "volt";
+
+/// The two secrets that let a restarted node tell its peers at once that their old links are dead. They must survive the
+/// restart, and nobody else may know them.
+#[derive(Clone)]
+pub struct RestartKeys {
+    /// Makes stateless reset tokens.
+    pub reset: [u8; 64],
+    /// Marks connection ids as ours.
+    pub connection_id: u64,
+}
+
+impl RestartKeys {
+    /// Fresh ones, for a process nobody waits for.
+    pub fn random() -> Self {
+        let mut reset = [0; 64];
+        rand::Rng::fill_bytes(&mut rand::rng(), &mut reset);
+        Self { reset, connection_id: rand::random() }
+    }
+}
+
+/// What an endpoint sends and receives with.
+#[derive(Debug)]
+pub enum Transport {
+    /// UDP sockets on these addresses. Port 0 lets the kernel choose.
+    Udp(Vec<SocketAddr>),
+    /// Anything that behaves like a UDP socket, for example a simulated one.
+    Abstract(Arc<dyn quinn::AsyncUdpSocket>, Arc<dyn quinn::Runtime>),
+}
+
+/// Why an endpoint could not be made.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BindError {
+    /// A socket could not be bound.
+    #[error("cannot listen on {address}: {error}; choose another address, or stop what uses this one")]
+    Socket {
+        /// The address asked for.
+        address: SocketAddr,
+        /// What the system says.
+        error: io::Error,
+    },
+    /// The network's own thread or sockets could not be set up.
+    #[error("cannot set up the network: {0}")]
+    System(#[from] io::Error),
+    /// The TLS configuration could not be made from the key.
+    #[error("cannot set up TLS: {0}")]
+    Tls(String),
+}
+
+/// Why a dial brought no link.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum DialError {
+    /// The address cannot be dialled from here at all.
+    #[error("cannot dial {0}: {1}")]
+    Address(SocketAddr, String),
+    /// Nobody answered in time.
+    #[error("no answer from {0}")]
+    TimedOut(SocketAddr),
+    /// Another node answered: nothing was sent to it.
+    #[error("{address} answered with another key: {found} instead of the one dialled")]
+    WrongKey {
+        /// The address dialled.
+        address: SocketAddr,
+        /// Who is there.
+        found: NodeId,
+    },
+    /// The handshake failed.
+    #[error("handshake with {0} failed: {1}")]
+    Handshake(SocketAddr, String),
+}
+
+/// Listens and dials on one port.
+#[derive(Clone, Debug)]
+pub struct Endpoint {
+    inner: quinn::Endpoint,
+    client: quinn::ClientConfig,
+    local: Arc<Vec<SocketAddr>>,
+    gate: Arc<Mutex<Gate>>,
+}
+
+impl Endpoint {
+    /// Binds the sockets and makes the TLS configurations. Must be told where the network lives.
+    pub fn bind(key: &SecretKey, restart: &RestartKeys, transport: Transport, network: &Network) -> Result<Self, BindError> {
+        let transport_config = Arc::new(transport_config());
+        let tls = |error: tls::TlsError| BindError::Tls(error.to_string());
+        let mut server = quinn::ServerConfig::with_crypto(tls::quinn_server_crypto(key, tls::ALPN).map_err(tls)?);
+        server.transport_config(transport_config.clone());
+        let mut client = quinn::ClientConfig::new(tls::quinn_client_crypto(key, tls::ALPN).map_err(tls)?);
+        client.transport_config(transport_config);
+
+        let (socket, runtime, local) = open(transport, network)?;
+        let _context = network.handle().enter();
+        let inner = quinn::Endpoint::new_with_abstract_socket(endpoint_config(restart), Some(server), socket, runtime)?;
+        Ok(Self { inner, client, local: Arc::new(local), gate: Arc::default() })
+    }
+
+    /// The addresses bound, with the ports the kernel chose.
+    pub fn local(&self) -> &[SocketAddr] {
+        &self.local
+    }
+
+    /// Newcomers turned away before their handshake.
+    pub fn refused(&self) -> u64 {
+        self.gate().refused()
+    }
+
+    /// Dials an address and makes sure that the key we want answers. Takes at most [`limits::HANDSHAKE`]. Cancel-safe: a
+    /// dropped dial leaves nothing behind.
+    pub async fn dial(&self, address: SocketAddr, expected: NodeId) -> Result<Link, DialError> {
+        let target = self.reachable(address);
+        let connecting = self
+            .inner
+            .connect_with(self.client.clone(), target, SERVER_NAME)
+            .map_err(|error| DialError::Address(address, error.to_string()))?;
+        let connection = match timeout(limits::HANDSHAKE, connecting).await {
+            Ok(Ok(connection)) => connection,
+            Ok(Err(quinn::ConnectionError::TimedOut)) | Err(_) => return Err(DialError::TimedOut(address)),
+            Ok(Err(error)) => return Err(DialError::Handshake(address, handshake_text(error))),
+        };
+        let found = peer(&connection).map_err(|text| DialError::Handshake(address, text))?;
+        let link = Link::new(connection, found, true);
+        if found != expected {
+            link.close(CloseCode::WrongKey);
+            return Err(DialError::WrongKey { address, found });
+        }
+        Ok(link)
+    }
+
+    /// Accepts until the endpoint is closed, and sends each link on once its handshake is done. Owns the handshakes under
+    /// way: dropping this drops them.
+    pub async fn accept(&self, links: mpsc::Sender<Link>) {
+        let mut handshakes = JoinSet::new();
+        loop {
+            tokio::select! {
+                biased;
+                Some(_) = handshakes.join_next() => self.gate().ended(),
+                incoming = self.inner.accept() => match incoming {
+                    Some(incoming) => if let Some(handshake) = self.admit(incoming, &links) {
+                        handshakes.spawn(handshake);
+                    },
+                    None => return,
+                },
+            }
+        }
+    }
+
+    fn admit(&self, incoming: quinn::Incoming, links: &mpsc::Sender<Link>) -> Option<impl Future<Output = ()> + use<>> {
+        let (address, proved) = (incoming.remote_address(), incoming.remote_address_validated());
+        let now = tokio::time::Instant::now().into_std();
+        match self.gate().ask(address.ip(), proved, now) {
+            Admission::Accept => {}
+            Admission::Retry => {
+                let _ = incoming.retry();
+                return None;
+            }
+            Admission::Ignore => {
+                incoming.ignore();
+                return None;
+            }
+        }
+        let links = links.clone();
+        Some(async move {
+            match timeout(limits::HANDSHAKE, handshake(incoming)).await {
+                Ok(Ok(link)) => drop(links.send(link).await),
+                Ok(Err(error)) => tracing::debug!(%address, error, "handshake failed"),
+                Err(_) => tracing::debug!(%address, "handshake timed out"),
+            }
+        })
+    }
+
+    /// Closes every link with this code and takes no new ones; waits until the peers could hear of it.
+    pub async fn close(&self, code: CloseCode) {
+        self.inner.close(VarInt::from_u32(code as u32), b"");
+        let _ = timeout(Duration::from_secs(1), self.inner.wait_idle()).await;
+    }
+
+    /// An IPv4 address as our socket can send to it: a dual-stack socket wants it mapped.
+    fn reachable(&self, address: SocketAddr) -> SocketAddr {
+        let v6_only_sockets = self.local.iter().all(SocketAddr::is_ipv6);
+        match canonical(address) {
+            SocketAddr::V4(v4) if v6_only_sockets => SocketAddr::new(IpAddr::V6(v4.ip().to_ipv6_mapped()), v4.port()),
+            other => other,
+        }
+    }
+
+    fn gate(&self) -> std::sync::MutexGuard<'_, Gate> {
+        self.gate.lock().expect("nothing panics while it is held")
+    }
+}
+
+async fn handshake(incoming: quinn::Incoming) -> Result<Link, String> {
+    let connection = incoming.accept().map_err(handshake_text)?.await.map_err(handshake_text)?;
+    let peer = peer(&connection)?;
+    Ok(Link::new(connection, peer, false))
+}
+
+fn handshake_text(error: quinn::ConnectionError) -> String {
+    tls::certificate_error(&error).map_or_else(|| LostReason::from(error.clone()).to_string(), |error| error.to_string())
+}
+
+fn peer(connection: &quinn::Connection) -> Result<NodeId, String> {
+    let identity = connection.peer_identity().ok_or("the peer presented no certificate")?;
+    let certificates = identity.downcast::<Vec<CertificateDer<'static>>>().map_err(|_| "the peer's identity is no certificate")?;
+    tls::peer_id(&certificates).map_err(|error| error.to_string())
+}
+
+type Opened = (Arc<dyn quinn::AsyncUdpSocket>, Arc<dyn quinn::Runtime>, Vec<SocketAddr>);
+
+fn open(transport: Transport, network: &Network) -> Result<Opened, BindError> {
+    let addresses = match transport {
+        Transport::Udp(addresses) => addresses,
+        Transport::Abstract(socket, runtime) => {
+            let local = socket.local_addr()?;
+            return Ok((socket, runtime, vec![local]));
+        }
+    };
+    let driver = Driver(network.handle().clone());
+    let addresses = if addresses.is_empty() { vec![(Ipv4Addr::UNSPECIFIED, 0).into()] } else { addresses };
+    let (mut sockets, mut local) = (Vec::new(), Vec::new());
+    for address in addresses {
+        let socket = socket::bind(address).map_err(|error| BindError::Socket { address, error })?;
+        local.push(socket.local_addr()?);
+        sockets.push(quinn::Runtime::wrap_udp_socket(&driver, socket)?);
+    }
+    let socket = match sockets.len() {
+        1 => sockets.remove(0),
+        _ => Arc::new(socket::Several::new(sockets)?),
+    };
+    Ok((socket, Arc::new(driver), local))
+}
+
+fn endpoint_config(restart: &RestartKeys) -> EndpointConfig {
+    let reset: Arc<dyn HmacKey> = Arc::new(aws_lc_rs::hmac::Key::new(aws_lc_rs::hmac::HMAC_SHA256, &restart.reset));
+    let mut config = EndpointConfig::new(reset);
+    let connection_id = restart.connection_id;
+    config.cid_generator(move || Box::new(HashedConnectionIdGenerator::from_key(connection_id)));
+    config.min_reset_interval(Duration::from_millis(1));
+    config
+}
+
+/// How links behave until their peer is permitted: few streams and a small window; a peer we know gets more at once.
+fn transport_config() -> TransportConfig {
+    let mut config = TransportConfig::default();
+    config
+        .max_concurrent_bidi_streams(VarInt::from_u32(limits::STRANGER_STREAMS))
+        .max_concurrent_uni_streams(VarInt::from_u32(0))
+        .stream_receive_window(VarInt::from_u32(limits::STREAM_WINDOW_BYTES))
+        .receive_window(VarInt::from_u32(limits::STRANGER_WINDOW_BYTES))
+        .send_window(limits::SEND_WINDOW_BYTES)
+        .datagram_receive_buffer_size(None)
+        .initial_rtt(Duration::from_millis(100))
+        .max_idle_timeout(Some(IdleTimeout::try_from(limits::QUIC_IDLE).expect("90 s fit a QUIC timeout")))
+        .keep_alive_interval(None);
+    config
+}

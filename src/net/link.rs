@@ -1,0 +1,267 @@
+//! A link: an authenticated QUIC connection to a neighbour, and its streams. Nothing above this file sees quinn.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use bytes::Bytes;
+use quinn::{ConnectionError, ReadError, VarInt, WriteError};
+
+use crate::id::NodeId;
+use crate::proto::close::{CloseCode, StreamCode};
+use crate::proto::limits;
+
+/// Why a path stream can carry no more.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum PathError {
+    /// The path itself is gone.
+    #[error("the path was lost: {0}")]
+    Lost(LostReason),
+    /// The far side gave up sending on this stream.
+    #[error("the stream was reset by the peer (code {0})")]
+    Reset(u64),
+    /// The far side reads this stream no longer.
+    #[error("the stream was stopped by the peer (code {0})")]
+    Stopped(u64),
+    /// This half was finished, reset or stopped here.
+    #[error("the stream is closed")]
+    Closed,
+}
+
+/// How a link ended.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum LostReason {
+    /// The peer closed it with a code we know.
+    #[error("closed by the peer: {}", code_text(*.0))]
+    Closed(CloseCode),
+    /// The peer closed it with a code we do not know.
+    #[error("closed by the peer with the unknown code {0}")]
+    ClosedUnknown(u64),
+    /// We closed it.
+    #[error("closed here")]
+    Here,
+    /// Nothing came for too long.
+    #[error("no answer for too long")]
+    TimedOut,
+    /// The peer's process does not know the link: it was restarted.
+    #[error("the peer no longer knows the link: it was restarted")]
+    Restarted,
+    /// The handshake was refused or QUIC itself broke.
+    #[error("{0}")]
+    Transport(String),
+}
+
+fn code_text(code: CloseCode) -> &'static str {
+    match code {
+        CloseCode::Goodbye => "goodbye",
+        CloseCode::Refused => "refused",
+        CloseCode::Superseded => "a newer link took over",
+        CloseCode::Crossed => "two dials crossed and the other one won",
+        CloseCode::Stale => "the link came too late",
+        CloseCode::Protocol => "it says we broke the protocol",
+        CloseCode::Timeout => "it says we were too slow",
+        CloseCode::Version => "no protocol version in common",
+        CloseCode::WrongKey => "it dialled another key",
+    }
+}
+
+impl From<ConnectionError> for LostReason {
+    fn from(error: ConnectionError) -> Self {
+        match error {
+            ConnectionError::ApplicationClosed(close) => match CloseCode::from_number(close.error_code.into_inner()) {
+                Some(code) => LostReason::Closed(code),
+                None => LostReason::ClosedUnknown(close.error_code.into_inner()),
+            },
+            ConnectionError::LocallyClosed => LostReason::Here,
+            ConnectionError::TimedOut => LostReason::TimedOut,
+            ConnectionError::Reset => LostReason::Restarted,
+            other => LostReason::Transport(other.to_string()),
+        }
+    }
+}
+
+/// An authenticated QUIC connection. Clones share it.
+#[derive(Clone, Debug)]
+pub struct Link {
+    connection: quinn::Connection,
+    peer: NodeId,
+    dialled: bool,
+}
+
+impl Link {
+    pub(super) fn new(connection: quinn::Connection, peer: NodeId, dialled: bool) -> Self {
+        Self { connection, peer, dialled }
+    }
+
+    /// The key the other end has proved to hold.
+    pub fn peer(&self) -> NodeId {
+        self.peer
+    }
+
+    /// Whether this end dialled.
+    pub fn dialled(&self) -> bool {
+        self.dialled
+    }
+
+    /// A number no other link of this process has while this one lives.
+    pub fn number(&self) -> usize {
+        self.connection.stable_id()
+    }
+
+    /// Where the other end is reached now. IPv4 addresses are given as such, also on a dual-stack socket.
+    pub fn remote(&self) -> SocketAddr {
+        canonical(self.connection.remote_address())
+    }
+
+    /// The smoothed round trip time QUIC has measured.
+    pub fn rtt(&self) -> Duration {
+        self.connection.rtt()
+    }
+
+    /// Datagrams received so far: what liveness looks at, without a cost per packet.
+    pub fn datagrams_received(&self) -> u64 {
+        self.connection.stats().udp_rx.datagrams
+    }
+
+    /// Opens a stream; waits while the peer grants no more. Cancel-safe.
+    pub async fn open(&self) -> Result<(PathSend, PathRecv), PathError> {
+        let (send, recv) = self.connection.open_bi().await.map_err(lost)?;
+        Ok((PathSend::new(send), PathRecv::new(recv)))
+    }
+
+    /// The next stream the peer opened. Cancel-safe.
+    pub async fn accept(&self) -> Result<(PathSend, PathRecv), PathError> {
+        let (send, recv) = self.connection.accept_bi().await.map_err(lost)?;
+        Ok((PathSend::new(send), PathRecv::new(recv)))
+    }
+
+    /// Lifts the bounds of a stranger: the peer may open as many streams as a permitted one.
+    pub fn permit(&self) {
+        self.connection.set_max_concurrent_bi_streams(VarInt::from_u32(limits::STREAMS));
+        self.set_window(limits::WINDOW_IDLE_BYTES);
+    }
+
+    /// Sets how many bytes the peer may have in flight to us in all.
+    pub fn set_window(&self, bytes: u32) {
+        self.connection.set_receive_window(VarInt::from_u32(bytes));
+    }
+
+    /// Ends the link for the peer to see at once. What is in flight is lost.
+    pub fn close(&self, code: CloseCode) {
+        self.connection.close(VarInt::from_u32(code as u32), b"");
+    }
+
+    /// Waits until the link has ended, and says how. Cancel-safe.
+    pub async fn closed(&self) -> LostReason {
+        self.connection.closed().await.into()
+    }
+
+    /// How the link ended, if it has.
+    pub fn lost(&self) -> Option<LostReason> {
+        self.connection.close_reason().map(LostReason::from)
+    }
+
+    /// Keying material bound to this link (RFC 8446 section 7.5), for later proofs.
+    #[cfg(test)]
+    pub(crate) fn quinn(&self) -> &quinn::Connection {
+        &self.connection
+    }
+}
+
+/// An IPv4 address in IPv6 clothes is an IPv4 address.
+pub(crate) fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}
+
+fn lost(error: ConnectionError) -> PathError {
+    PathError::Lost(error.into())
+}
+
+/// The sending half of a path stream. Dropped unfinished it is reset: what was cut off never looks complete.
+#[derive(Debug)]
+pub struct PathSend {
+    inner: quinn::SendStream,
+    open: bool,
+}
+
+impl PathSend {
+    fn new(inner: quinn::SendStream) -> Self {
+        Self { inner, open: true }
+    }
+
+    /// Hands bytes to QUIC without copying them; waits while there is no room. Not cancel-safe: a dropped write may have
+    /// sent a part.
+    pub async fn write(&mut self, bytes: Bytes) -> Result<(), PathError> {
+        self.inner.write_chunk(bytes).await.map_err(write_error)
+    }
+
+    /// No more bytes follow. Does not wait.
+    pub fn finish(&mut self) -> Result<(), PathError> {
+        self.open = false;
+        self.inner.finish().map_err(|_| PathError::Closed)
+    }
+
+    /// Gives up: the peer sees this code instead of the rest.
+    pub fn reset(&mut self, code: StreamCode) {
+        if std::mem::take(&mut self.open) {
+            let _ = self.inner.reset(VarInt::from_u32(code as u32));
+        }
+    }
+
+    /// Ends when the peer stops reading (`Err`), or has acknowledged everything up to the end (`Ok`). Cancel-safe, and
+    /// independent of this half's life.
+    pub fn stopped(&self) -> impl Future<Output = Result<(), PathError>> + Send + 'static {
+        let stopped = self.inner.stopped();
+        async move {
+            match stopped.await {
+                Ok(None) => Ok(()),
+                Ok(Some(code)) => Err(PathError::Stopped(code.into_inner())),
+                Err(quinn::StoppedError::ConnectionLost(error)) => Err(lost(error)),
+                Err(quinn::StoppedError::ZeroRttRejected) => Err(PathError::Closed),
+            }
+        }
+    }
+}
+
+impl Drop for PathSend {
+    fn drop(&mut self) {
+        self.reset(StreamCode::Cancelled);
+    }
+}
+
+fn write_error(error: WriteError) -> PathError {
+    match error {
+        WriteError::Stopped(code) => PathError::Stopped(code.into_inner()),
+        WriteError::ConnectionLost(error) => lost(error),
+        WriteError::ClosedStream | WriteError::ZeroRttRejected => PathError::Closed,
+    }
+}
+
+/// The receiving half of a path stream. Dropped before its end, the peer is told to stop.
+#[derive(Debug)]
+pub struct PathRecv {
+    inner: quinn::RecvStream,
+}
+
+impl PathRecv {
+    fn new(inner: quinn::RecvStream) -> Self {
+        Self { inner }
+    }
+
+    /// The next bytes in order; `None` at the end. Cancel-safe.
+    pub async fn read(&mut self) -> Result<Option<Bytes>, PathError> {
+        match self.inner.read_chunk(usize::MAX, true).await {
+            Ok(Some(chunk)) => Ok(Some(chunk.bytes)),
+            Ok(None) => Ok(None),
+            Err(ReadError::Reset(code)) => Err(PathError::Reset(code.into_inner())),
+            Err(ReadError::ConnectionLost(error)) => Err(lost(error)),
+            Err(_) => Err(PathError::Closed),
+        }
+    }
+
+    /// Reads no more, and tells the peer why.
+    pub fn stop(&mut self, code: StreamCode) {
+        let _ = self.inner.stop(VarInt::from_u32(code as u32));
+    }
+}

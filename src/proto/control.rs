@@ -1,0 +1,222 @@
+//! What goes over a path's control stream: hello, attach, ping, pong, addresses, goodbye. Each message is one frame:
+//! a varint length, then the message in bincode. The dialler opens the stream and speaks first.
+
+use std::fmt;
+use std::net::SocketAddr;
+
+use bincode::{Decode, Encode};
+
+use super::codec::Message;
+use super::limits;
+
+/// The version of the protocol this crate speaks.
+pub const VERSION: u16 = 1;
+
+/// One process of a node: 16 random bytes made at start. A peer that comes back with another one has lost its state.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Encode, Decode)]
+pub struct BootId(pub [u8; 16]);
+
+/// The name of a session: 16 random bytes chosen by the side that accepted its first path.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Encode, Decode)]
+pub struct SessionId(pub [u8; 16]);
+
+/// What a peer is to us.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Encode, Decode)]
+pub enum Role {
+    /// A running node: one per identity.
+    Node,
+    /// A short-lived command that shares a node's key: registers nothing, supersedes nobody, is nobody's presence.
+    Visitor,
+}
+
+/// How eagerly a node watches its idle paths.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Encode, Decode)]
+pub enum Profile {
+    /// Pings an idle path every 5 s.
+    #[default]
+    Active,
+    /// Pings an idle path every 30 s.
+    Battery,
+}
+
+/// A message of the control stream.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum Control {
+    /// The first message each way.
+    Hello(Hello),
+    /// The second message each way: which session this path carries, and from where.
+    Attach(Attach),
+    /// Asks for a pong of the same number.
+    Ping {
+        /// Counts up from 0 on each path.
+        seq: u64,
+    },
+    /// Answers a ping.
+    Pong {
+        /// The ping's number.
+        seq: u64,
+    },
+    /// Replaces the addresses of the hello.
+    Addresses(
+        /// Where the sender can be dialled now.
+        Vec<SocketAddr>,
+    ),
+    /// The sender closes the session; nothing follows.
+    Goodbye(Goodbye),
+}
+
+/// Who speaks, and what it proposes.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Hello {
+    /// The lowest and the highest protocol version the sender speaks.
+    pub versions: (u16, u16),
+    /// The sender's process.
+    pub boot: BootId,
+    /// What the sender is.
+    pub role: Role,
+    /// The session it wants to go on with (dialler), or the one this path will carry (accepter).
+    pub session: Option<SessionId>,
+    /// The attach number proposed (dialler), or agreed (accepter): one more than any the two processes have used.
+    pub attach: u64,
+    /// What the sender calls itself: for display, escaped; never for looking anything up.
+    pub name: String,
+    /// How eagerly the sender watches idle paths.
+    pub profile: Profile,
+    /// Where the sender can be dialled.
+    pub addresses: Vec<SocketAddr>,
+    /// The address the sender sees the receiver at.
+    pub observed: SocketAddr,
+    /// Room for what later versions add: number and bytes. Unknown numbers are ignored.
+    pub extensions: Vec<(u16, Vec<u8>)>,
+}
+
+/// A session is put on this path.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Attach {
+    /// The session.
+    pub session: SessionId,
+    /// The number of this attachment: only the newest sends.
+    pub attach: u64,
+    /// The lowest stream id the sender has not opened yet.
+    pub next_id: u64,
+    /// The sender's live streams, by rising id. One that its opener does not list is finished at both ends.
+    pub live: Vec<LiveStream>,
+}
+
+/// Where one stream stands.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct LiveStream {
+    /// The stream.
+    pub stream: u64,
+    /// Bytes handed to this side's reader.
+    pub received: u64,
+    /// What this side still sends.
+    pub send: SendState,
+    /// The code with which this side stopped reading, if it did.
+    pub stop: Option<u32>,
+}
+
+/// What one side of a stream still sends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum SendState {
+    /// More may come.
+    Open,
+    /// Finished after so many bytes.
+    Fin(u64),
+    /// Given up with this code.
+    Reset(u32),
+}
+
+/// The session is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum Goodbye {
+    /// The owner of the sending node wants this session no longer.
+    Disconnect,
+    /// The sending node goes down.
+    Down,
+    /// The sending node's policy no longer allows the peer.
+    Refused,
+}
+
+impl Message for Control {
+    const NAME: &str = "control";
+    const LIMIT: usize = limits::CONTROL_MESSAGE_BYTES;
+
+    fn check(&self) -> Result<(), &'static str> {
+        match self {
+            Control::Hello(hello) => hello.check(),
+            Control::Attach(attach) => attach.check(),
+            Control::Addresses(addresses) => check_addresses(addresses),
+            Control::Ping { .. } | Control::Pong { .. } | Control::Goodbye(_) => Ok(()),
+        }
+    }
+}
+
+impl Hello {
+    fn check(&self) -> Result<(), &'static str> {
+        if self.versions.0 > self.versions.1 {
+            return Err("versions are the wrong way round");
+        }
+        if self.name.len() > limits::NAME_BYTES {
+            return Err("the name is too long");
+        }
+        if self.attach == 0 {
+            return Err("attach numbers start at 1");
+        }
+        check_addresses(&self.addresses)
+    }
+}
+
+impl Attach {
+    fn check(&self) -> Result<(), &'static str> {
+        if self.live.len() > limits::LIVE_STREAMS {
+            return Err("too many live streams");
+        }
+        if self.live.windows(2).any(|pair| pair[0].stream >= pair[1].stream) {
+            return Err("live streams are not in rising order");
+        }
+        Ok(())
+    }
+}
+
+fn check_addresses(addresses: &[SocketAddr]) -> Result<(), &'static str> {
+    if addresses.len() > limits::ADDRESSES {
+        return Err("too many addresses");
+    }
+    if addresses.iter().any(|address| address.port() == 0) {
+        return Err("an address has no port");
+    }
+    Ok(())
+}
+
+/// Sixteen random bytes, for a boot or a session.
+fn sixteen() -> [u8; 16] {
+    let mut bytes = [0; 16];
+    rand::Rng::fill_bytes(&mut rand::rng(), &mut bytes);
+    bytes
+}
+
+macro_rules! sixteen_byte_ids {
+    ($($name:ident)*) => {$(
+        impl $name {
+            /// A fresh one.
+            pub fn random() -> Self {
+                Self(sixteen())
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "{}({self})", stringify!($name))
+            }
+        }
+    )*};
+}
+
+sixteen_byte_ids!(BootId SessionId);
