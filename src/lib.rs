@@ -2,5 +2,6 @@
 #![forbid(unsafe_code)]
 
 pub mod id;
+pub mod net;
 pub mod policy;
 pub mod proto;

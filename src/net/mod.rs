@@ -1,0 +1,4 @@
+//! The network room.
+
+#[doc(hidden)]
+pub mod sim;
