@@ -5,3 +5,4 @@ pub mod id;
 pub mod net;
 pub mod policy;
 pub mod proto;
+pub mod state;
