@@ -51,6 +51,14 @@ impl CallError {
         }
     }
 
+    /// The status, if the callee answered with one.
+    pub fn status(&self) -> Option<&Status> {
+        match self {
+            CallError::Status(status) => Some(status),
+            _ => None,
+        }
+    }
+
     /// The status code that says it best.
     pub fn code(&self) -> Code {
         match self {

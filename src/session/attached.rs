@@ -17,7 +17,7 @@ use crate::proto::close::StreamCode;
 use crate::proto::control::{Hello, Role, SessionId};
 use crate::proto::limits;
 use crate::proto::stream::Head;
-use crate::state::ids::{Accepted, Allocator, Side};
+use crate::state::ids::{Accepted, Accepter, Allocator, Side};
 
 /// Bodies up to this many bytes need no share of their own: the number of calls at once bounds them.
 pub const SMALL_BODY_BYTES: usize = 4 * 1024;
@@ -32,8 +32,8 @@ pub struct Attached {
     session: SessionId,
     attach: u64,
     hello: Hello,
-    allocator: Allocator,
-    accepted: Mutex<Accepted>,
+    allocator: Mutex<Allocator>,
+    accepted: Mutex<Accepter>,
     open: AtomicUsize,
     opened: AtomicU64,
     draining: AtomicBool,
@@ -84,8 +84,8 @@ impl Attached {
             session,
             attach,
             hello,
-            allocator: Allocator::new(side),
-            accepted: Mutex::new(Accepted::new(side.other())),
+            allocator: Mutex::new(Allocator::new(side)),
+            accepted: Mutex::new(Accepter::new(side.peer())),
             open: AtomicUsize::new(0),
             opened: AtomicU64::new(0),
             draining: AtomicBool::new(false),
@@ -140,7 +140,7 @@ impl Attached {
     /// Opens a stream of the session. Waits while the peer grants no more. Cancel-safe.
     pub async fn open(self: &Arc<Self>) -> Result<(StreamSend, StreamRecv), PathError> {
         let (send, recv) = self.link.open().await?;
-        let head = Head { stream: self.allocator.next(), attach: self.attach, offset: 0 };
+        let head = Head { stream: self.next_id(), attach: self.attach, offset: 0 };
         Ok((StreamSend::opened(send, head), StreamRecv::new(recv, Opened::new(self.clone()), None)))
     }
 
@@ -153,7 +153,7 @@ impl Attached {
         mut send: PathSend,
         mut recv: PathRecv,
     ) -> Option<(StreamSend, StreamRecv)> {
-        let fresh = head.attach == self.attach && head.offset == 0 && self.accepted().accept(head.stream).is_ok();
+        let fresh = head.attach == self.attach && head.offset == 0 && self.accepted().accept(head.stream) == Ok(Accepted::Fresh);
         if !fresh {
             send.reset(StreamCode::Closed);
             recv.stop(StreamCode::Closed);
@@ -220,7 +220,11 @@ impl Attached {
         self.window.rest();
     }
 
-    fn accepted(&self) -> std::sync::MutexGuard<'_, Accepted> {
+    fn next_id(&self) -> u64 {
+        self.allocator.lock().expect("nothing panics while it is held").take()
+    }
+
+    fn accepted(&self) -> std::sync::MutexGuard<'_, Accepter> {
         self.accepted.lock().expect("nothing panics while it is held")
     }
 }

@@ -38,6 +38,8 @@ pub struct Own {
     pub name: String,
     /// How eagerly it watches idle paths.
     pub profile: Profile,
+    /// What the times of its attempts are drawn from.
+    pub seed: u64,
 }
 
 /// All sessions of a node. Clones share them.
@@ -214,6 +216,9 @@ impl Hub {
             tracing::debug!(peer = %link.peer().short(), %error, "refused");
             link.close(crate::proto::close::CloseCode::Refused);
             return;
+        }
+        if let Some(peer) = self.known_peer(link.peer()) {
+            peer.command(Command::PeerDialled);
         }
         if let Ok(greeted) = self.greet_accepted(link).await {
             self.deliver(greeted);

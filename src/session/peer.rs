@@ -1,13 +1,15 @@
 //! One peer: its owner task, and the handle others have on it. The owner joins paths to the session: it dials while the peer
 //! is wanted, takes over links that were greeted, watches the path it has, and tells what happens. Nobody else does.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
-use tokio::task::JoinSet;
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, sleep_until};
 
 use super::attached::Attached;
@@ -21,7 +23,7 @@ use crate::policy::Action;
 use crate::proto::close::CloseCode;
 use crate::proto::control::{BootId, Goodbye};
 use crate::proto::limits;
-use crate::state::backoff::{Failure, Supervisor, Turn};
+use crate::state::backoff::{AttemptId, Backoff, Dial, Input};
 
 /// What others ask of a peer's owner.
 pub(super) enum Command {
@@ -31,6 +33,8 @@ pub(super) enum Command {
     Release,
     /// A link was greeted: the session goes on there.
     Attach(Box<Greeted>),
+    /// The peer dials us: it can be reached, and wants us.
+    PeerDialled,
     /// Measure a round trip.
     Ping(oneshot::Sender<Duration>),
     /// The network changed: try at once.
@@ -65,8 +69,9 @@ pub struct Peer {
     commands: mpsc::UnboundedSender<Command>,
     /// Leave to have calls in flight.
     calls: Arc<Semaphore>,
-    /// Woken when a call ends while the session drains.
-    pub(super) call_ended: tokio::sync::Notify,
+    /// Whether one of the two nodes goes down, and somebody waits for our calls to end.
+    ending: std::sync::atomic::AtomicBool,
+    call_ended: tokio::sync::Notify,
     known: Mutex<Known>,
 }
 
@@ -119,7 +124,14 @@ impl Peer {
         self.known().seen
     }
 
-    pub(super) fn calls(&self) -> &Arc<Semaphore> {
+    /// A call of ours has ended; its permit is given back already.
+    pub(crate) fn call_has_ended(&self) {
+        if self.ending.load(std::sync::atomic::Ordering::Relaxed) {
+            self.call_ended.notify_one();
+        }
+    }
+
+    pub(crate) fn calls(&self) -> &Arc<Semaphore> {
         &self.calls
     }
 
@@ -171,9 +183,10 @@ impl Peer {
     }
 }
 
-type Attempt = (SocketAddr, Result<Greeted, AttemptError>);
+type Attempt = (AttemptId, SocketAddr, Result<Greeted, AttemptError>);
 
 enum AttemptError {
+    Overdue,
     Dial(DialError),
     Greet(GreetError),
 }
@@ -184,8 +197,12 @@ pub(super) struct Owner {
     peer: Arc<Peer>,
     commands: mpsc::UnboundedReceiver<Command>,
     path: Option<Path>,
-    supervisor: Supervisor,
+    backoff: Backoff,
+    random: StdRng,
+    /// When the supervisor wants to be asked again.
+    wake: Option<Instant>,
     attempts: JoinSet<Attempt>,
+    running: HashMap<AttemptId, AbortHandle>,
     turn: usize,
     draining: Option<(Instant, oneshot::Sender<()>)>,
 }
@@ -199,11 +216,15 @@ impl Owner {
             state: watch::Sender::new(State::default()),
             commands,
             calls: Arc::new(Semaphore::new(limits::CALLS_IN_FLIGHT)),
+            ending: false.into(),
             call_ended: tokio::sync::Notify::new(),
             known: Mutex::default(),
         });
         let owner = Self {
-            supervisor: Supervisor::new(hub.own().profile, rand::random()),
+            backoff: Backoff::new(hub.own().profile),
+            random: StdRng::seed_from_u64(hub.own().seed ^ u64::from_le_bytes(first_eight(&id))),
+            wake: None,
+            running: HashMap::new(),
             hub,
             peer: peer.clone(),
             commands: received,
@@ -222,7 +243,7 @@ impl Owner {
             if self.may_end() {
                 break;
             }
-            let wake = self.turn();
+            let wake = self.wake();
             tokio::select! {
                 biased;
                 command = self.commands.recv() => match command {
@@ -255,70 +276,82 @@ impl Owner {
         self.peer.is_wanted() && self.draining.is_none()
     }
 
-    /// Dials if it is time to, and says when to look again.
-    fn turn(&mut self) -> Instant {
-        if let Some(path) = &self.path {
-            let deadline = self.draining.as_ref().map(|(deadline, _)| *deadline);
-            return deadline.map_or(path.wake(), |deadline| deadline.min(path.wake()));
-        }
-        if !self.wanted() {
-            self.attempts.abort_all();
-            return far();
-        }
-        loop {
-            match self.supervisor.turn(Instant::now().into_std()) {
-                Turn::Dial => match self.next_address() {
-                    Some(address) => self.dial(address),
-                    None => {
-                        self.failed(Unreached::NoAddress);
-                        self.supervisor.ended(Instant::now().into_std(), Failure::Unreachable);
-                    }
-                },
-                Turn::Wait(until) => return until.into(),
+    /// When to look at the time again.
+    fn wake(&self) -> Instant {
+        let path = self.path.as_ref().map(Path::wake);
+        let draining = self.draining.as_ref().map(|(deadline, _)| *deadline);
+        let dialling = self.wake.filter(|_| self.path.is_none() && self.wanted());
+        [path, draining, dialling].into_iter().flatten().min().unwrap_or_else(far)
+    }
+
+    /// Tells the supervisor what happened, and does what it says.
+    fn supervise(&mut self, input: Input) {
+        let mut input = Some(input);
+        while let Some(next) = input.take() {
+            let todo = self.backoff.handle(next, Instant::now().into_std(), &mut self.random);
+            todo.abandon.iter().for_each(|attempt| self.abandon(*attempt));
+            self.wake = todo.wake.map(Instant::from_std);
+            match todo.dial {
+                Some(dial) if self.wanted() && self.path.is_none() => input = self.dial(dial),
+                Some(dial) => input = Some(Input::Failed(dial.attempt)),
+                None => {}
             }
         }
     }
 
-    fn next_address(&mut self) -> Option<SocketAddr> {
-        let addresses = self.peer.addresses();
-        let now = Instant::now().into_std();
-        let usable: Vec<_> = addresses.into_iter().filter(|address| self.supervisor.may_dial(*address, now)).collect();
-        self.turn = self.turn.wrapping_add(1);
-        usable.get(self.turn.wrapping_sub(1) % usable.len().max(1)).copied()
+    fn abandon(&mut self, attempt: AttemptId) {
+        if let Some(running) = self.running.remove(&attempt) {
+            running.abort();
+        }
     }
 
-    fn dial(&mut self, address: SocketAddr) {
+    /// Starts an attempt at the address whose turn it is. Without one it has failed already.
+    fn dial(&mut self, dial: Dial) -> Option<Input> {
+        let now = Instant::now().into_std();
+        let mut usable = self.peer.addresses();
+        usable.retain(|address| !self.backoff.is_set_aside(*address, now));
+        self.turn = self.turn.wrapping_add(1);
+        let Some(address) = usable.get(self.turn % usable.len().max(1)).copied() else {
+            self.failed(Unreached::NoAddress);
+            return Some(Input::Failed(dial.attempt));
+        };
         let (hub, id) = (self.hub.clone(), self.peer.id);
-        self.attempts.spawn(async move {
+        let running = self.attempts.spawn(async move {
             let greeted = async {
                 let link = hub.endpoint().dial(address, id).await.map_err(AttemptError::Dial)?;
                 hub.greet_dialled(link).await.map_err(AttemptError::Greet)
             };
-            (address, greeted.await)
+            let greeted = tokio::time::timeout(dial.within, greeted).await;
+            (dial.attempt, address, greeted.unwrap_or(Err(AttemptError::Overdue)))
         });
+        self.running.insert(dial.attempt, running);
+        None
     }
 
     async fn attempted(&mut self, ended: Result<Attempt, tokio::task::JoinError>) {
-        let now = Instant::now().into_std();
-        let (address, error) = match ended {
-            Ok((address, Ok(greeted))) => {
-                self.supervisor.ended(now, Failure::None);
+        // An attempt that was given up says nothing; one that panicked is overdue to the supervisor soon.
+        let Ok((attempt, address, outcome)) = ended else { return };
+        self.running.remove(&attempt);
+        let error = match outcome {
+            Ok(greeted) => {
                 self.peer.learn([address], true);
                 return self.attach(greeted).await;
             }
-            Ok((address, Err(error))) => (address, error),
-            Err(_) => return self.supervisor.ended(now, Failure::Unreachable),
+            Err(error) => error,
         };
-        let (failure, unreached) = match error {
-            AttemptError::Dial(DialError::WrongKey { .. }) => (Failure::WrongKey(address), Unreached::WrongKey(text(&error))),
-            AttemptError::Greet(GreetError::Refused) => (Failure::Refused, Unreached::Refused),
-            // The peer's own dial goes first, or our next one has the right number: nothing went wrong.
-            AttemptError::Greet(GreetError::Unneeded) => return self.supervisor.ended(now, Failure::Unreachable),
-            AttemptError::Greet(GreetError::Stale) => return self.supervisor.ended(now, Failure::None),
-            AttemptError::Dial(_) | AttemptError::Greet(_) => (Failure::Unreachable, Unreached::Failed(text(&error))),
+        let unreached = match &error {
+            AttemptError::Dial(DialError::WrongKey { .. }) => {
+                self.supervise(Input::WrongKey(address));
+                Some(Unreached::WrongKey(error.to_string()))
+            }
+            AttemptError::Greet(GreetError::Refused) => Some(Unreached::Refused),
+            // Another link goes first, or our next attempt has the right number: nothing went wrong.
+            AttemptError::Greet(GreetError::Unneeded | GreetError::Stale) => None,
+            _ => Some(Unreached::Failed(error.to_string())),
         };
-        self.supervisor.ended(now, failure);
-        self.failed(unreached);
+        let refused = unreached == Some(Unreached::Refused);
+        self.supervise(if refused { Input::Refused(attempt) } else { Input::Failed(attempt) });
+        unreached.into_iter().for_each(|unreached| self.failed(unreached));
     }
 
     fn failed(&self, unreached: Unreached) {
@@ -332,20 +365,23 @@ impl Owner {
     async fn command(&mut self, command: Command) {
         match command {
             Command::Want(addresses) => {
-                self.peer.learn(addresses, true);
-                self.supervisor.kick(Instant::now().into_std());
+                self.peer.learn(addresses.into_iter().rev(), true);
+                if self.path.is_none() {
+                    self.supervise(Input::NetworkChanged);
+                }
             }
-            Command::Release => self.goodbye(Goodbye::Disconnect, DisconnectReason::Here).await,
-            Command::Attach(greeted) => {
-                self.supervisor.kick(Instant::now().into_std());
-                self.attach(*greeted).await;
+            Command::Release => {
+                self.attempts.abort_all();
+                self.goodbye(Goodbye::Disconnect, DisconnectReason::Here).await;
             }
+            Command::PeerDialled => self.supervise(Input::PeerDialled),
+            Command::Attach(greeted) => self.attach(*greeted).await,
             Command::Ping(answer) => {
                 if let Some(path) = &mut self.path {
                     path.ping(Some(answer)).await;
                 }
             }
-            Command::NetworkChanged => self.supervisor.kick(Instant::now().into_std()),
+            Command::NetworkChanged => self.supervise(Input::NetworkChanged),
             Command::Drain(done) => self.drain(done).await,
         }
     }
@@ -363,7 +399,6 @@ impl Owner {
             }
             self.lost(DisconnectReason::Superseded, CloseCode::Superseded);
         }
-        self.attempts.abort_all();
         self.peer.learn(greeted.agreement.hello.addresses.iter().copied(), false);
         if !link.dialled() {
             self.peer.learn([link.remote()], false);
@@ -378,7 +413,7 @@ impl Owner {
         let attached = path.attached.clone();
         self.path = Some(path);
         self.peer.known().seen = Some(SystemTime::now());
-        self.supervisor.connected(Instant::now().into_std());
+        self.supervise(Input::Connected);
         self.hub.emit(Event::Connected {
             peer: self.peer.id,
             session: attached.session(),
@@ -399,8 +434,8 @@ impl Owner {
         path.attached.link().close(code);
         self.hub.ended(self.peer.id, path.attached.link().number());
         self.peer.known().seen = Some(SystemTime::now());
-        self.supervisor.lost(Instant::now().into_std());
         self.peer.state.send_modify(|state| state.attached = None);
+        self.supervise(Input::Lost);
         self.hub.emit(Event::Disconnected { peer: self.peer.id, reason });
     }
 
@@ -424,11 +459,11 @@ impl Owner {
             PathEvent::Goodbye(Goodbye::Down) => self.lost(DisconnectReason::PeerDown, CloseCode::Goodbye),
             PathEvent::Goodbye(Goodbye::Refused) => {
                 self.lost(DisconnectReason::Refused, CloseCode::Goodbye);
-                self.supervisor.ended(Instant::now().into_std(), Failure::Refused);
                 self.failed(Unreached::Refused);
             }
             PathEvent::Addresses(addresses) => self.peer.learn(addresses, false),
             PathEvent::Draining => {
+                self.peer.ending.store(true, std::sync::atomic::Ordering::Relaxed);
                 // Whoever waits for the session waits for the next one from here on.
                 self.peer.state.send_modify(|state| state.attached = None);
                 self.call_ended().await;
@@ -445,16 +480,21 @@ impl Owner {
     }
 
     async fn tick(&mut self) {
-        if let Some(path) = &mut self.path
-            && let Some(event) = path.tick().await
-        {
-            self.path_event(event).await;
+        match &mut self.path {
+            Some(path) => {
+                if let Some(event) = path.tick().await {
+                    self.path_event(event).await;
+                }
+            }
+            None if self.wanted() => self.supervise(Input::Tick),
+            None => {}
         }
         self.end_drain_if_done().await;
     }
 
     async fn drain(&mut self, done: oneshot::Sender<()>) {
         self.draining = Some((Instant::now() + limits::DRAIN, done));
+        self.peer.ending.store(true, std::sync::atomic::Ordering::Relaxed);
         self.attempts.abort_all();
         if let Some(path) = &mut self.path {
             path.drain().await;
@@ -490,11 +530,18 @@ async fn path_event(path: &mut Option<Path>) -> PathEvent {
     }
 }
 
-fn text(error: &AttemptError) -> String {
-    match error {
-        AttemptError::Dial(error) => error.to_string(),
-        AttemptError::Greet(error) => error.to_string(),
+impl std::fmt::Display for AttemptError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            AttemptError::Overdue => f.write_str("no answer in time"),
+            AttemptError::Dial(error) => error.fmt(f),
+            AttemptError::Greet(error) => error.fmt(f),
+        }
     }
+}
+
+fn first_eight(id: &NodeId) -> [u8; 8] {
+    std::array::from_fn(|at| id.as_bytes()[at])
 }
 
 /// A time nobody waits for.

@@ -5,4 +5,8 @@
 //! Time is `std::time::Instant`, from whatever clock the caller lives by; `tokio::time::Instant::now().into_std()` follows
 //! tokio's paused time in tests.
 
+pub mod admission;
+pub mod backoff;
 pub mod ids;
+pub mod liveness;
+pub mod roster;
