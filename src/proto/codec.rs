@@ -13,6 +13,7 @@ use bincode::enc::EncoderImpl;
 use bincode::enc::write::{SizeWriter, Writer};
 use bincode::error::{DecodeError as Refusal, EncodeError};
 pub use bincode::{BorrowDecode, Decode, Encode};
+use serde::Serialize;
 use thiserror::Error;
 
 /// A message of ours.
@@ -27,7 +28,7 @@ use thiserror::Error;
 /// struct Ping { number: u64 }
 ///
 /// impl Message for Ping {
-///     const NAME: &str = "ping";
+///     const NAME: &'static str = "ping";
 ///     const LIMIT: usize = 16;
 /// }
 ///
@@ -39,7 +40,7 @@ use thiserror::Error;
 /// ```
 pub trait Message: Encode {
     /// What errors call it.
-    const NAME: &str;
+    const NAME: &'static str;
     /// Its longest encoding, in bytes; longer ones are refused unread.
     const LIMIT: usize;
 
@@ -130,6 +131,15 @@ pub fn decode_borrowed<'a, M: Message + BorrowDecode<'a, ()>>(bytes: &'a [u8]) -
     read(bytes, |decoder| M::borrow_decode(decoder))
 }
 
+/// Appends a user's value as bincode writes it. Reading such bytes back is [`body`](super::body)'s.
+pub(super) fn encode_with_serde<T: Serialize + ?Sized>(value: &T, out: &mut Vec<u8>) -> Result<(), String> {
+    bincode::serde::encode_into_writer(value, Append(out), CONFIG).map_err(|error| match error {
+        EncodeError::Serde(_) => "it writes the length of a list or map first, and this type does not know it; use json".into(),
+        EncodeError::OtherString(why) => why,
+        other => other.to_string(),
+    })
+}
+
 /// bincode's limit is part of a type and counts from the start of a message; ours depends on the bytes at hand. So the limit
 /// is one no message reaches, and what it is above ours is claimed before decoding starts.
 const CEILING: usize = isize::MAX as usize;
@@ -198,6 +208,165 @@ impl From<Refusal> for Reason {
             Refusal::NonZeroTypeIsZero { .. } => Self::Invalid("zero where it must not be"),
             Refusal::Other(why) => Self::Invalid(why),
             _ => Self::Invalid("a value out of range"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fmt::Debug;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// A message with one of each thing messages are made of.
+    #[derive(Clone, Debug, PartialEq, Encode, Decode)]
+    struct Sample {
+        id: [u8; 4],
+        number: u64,
+        name: String,
+        entries: Vec<(u16, Vec<u8>)>,
+        kind: Kind,
+    }
+
+    #[derive(Clone, Debug, PartialEq, Encode, Decode)]
+    enum Kind {
+        Plain,
+        Sized(u32),
+        Named { offset: Option<i16>, last: bool },
+    }
+
+    impl Message for Sample {
+        const NAME: &'static str = "sample";
+        const LIMIT: usize = 4096;
+
+        fn check(&self) -> Result<(), &'static str> {
+            if self.name == "forbidden" { Err("the name is forbidden") } else { Ok(()) }
+        }
+    }
+
+    #[derive(Debug, PartialEq, Encode, BorrowDecode)]
+    struct Borrowed<'a> {
+        name: &'a str,
+        bytes: &'a [u8],
+    }
+
+    impl Message for Borrowed<'_> {
+        const NAME: &'static str = "borrowed";
+        const LIMIT: usize = 64;
+    }
+
+    fn sample() -> Sample {
+        Sample {
+            id: [1, 2, 3, 4],
+            number: 251,
+            name: "é".into(),
+            entries: vec![(300, vec![9]), (0, vec![])],
+            kind: Kind::Named { offset: Some(-2), last: true },
+        }
+    }
+
+    #[rustfmt::skip]
+    const GOLDEN: &[u8] = &[
+        1, 2, 3, 4,                // an array has no length
+        251, 251, 0,               // 251 as a u16: the first that does not fit one byte
+        2, 0xc3, 0xa9,             // text: its length in bytes, UTF-8
+        2, 251, 44, 1, 1, 9, 0, 0, // a list: its length, then the items
+        2, 1, 3, 1,                // the variant, Some, zigzag of -2, true
+    ];
+
+    fn reason<M: Message + Decode<()> + Debug>(bytes: &[u8]) -> Reason {
+        decode::<M>(bytes).unwrap_err().reason
+    }
+
+    #[test]
+    fn a_message_has_these_bytes_and_no_others() {
+        assert_eq!(encode(&sample()), GOLDEN);
+        assert_eq!(encoded_len(&sample()), GOLDEN.len());
+        assert_eq!(decode::<Sample>(GOLDEN), Ok(sample()));
+    }
+
+    #[test]
+    fn a_borrowed_message_points_into_the_bytes() {
+        let bytes = [2, b'h', b'i', 1, 7];
+        let message: Borrowed<'_> = decode_borrowed(&bytes).unwrap();
+        assert_eq!(message, Borrowed { name: "hi", bytes: &[7] });
+        assert!(std::ptr::eq(message.bytes, &bytes[4..]));
+        assert_eq!(encode(&message), bytes);
+        assert_eq!(decode_borrowed::<Borrowed<'_>>(&bytes[..4]).unwrap_err().to_string(), "bad borrowed: it ends too early");
+    }
+
+    #[test]
+    fn what_is_wrong_is_said() {
+        assert_eq!(reason::<Sample>(&[0; 4097]), Reason::TooLong { bytes: 4097, limit: 4096 });
+        assert_eq!(reason::<Sample>(&[GOLDEN, &[0, 0]].concat()), Reason::Trailing(2));
+        assert_eq!(reason::<Sample>(&GOLDEN[..9]), Reason::Truncated);
+        assert_eq!(reason::<Sample>(&[1, 2, 3, 4, 251, 250, 0, 0, 0, 0]), Reason::NotCanonical);
+        assert_eq!(reason::<Sample>(&[1, 2, 3, 4, 0, 0, 0, 3]), Reason::Invalid("a variant this version does not know"));
+        assert_eq!(reason::<Sample>(&[1, 2, 3, 4, 0, 1, 0xff, 0, 0]), Reason::Invalid("its text is not UTF-8"));
+        assert_eq!(reason::<Sample>(&[1, 2, 3, 4, 0, 0, 0, 2, 0, 2]), Reason::Invalid("neither true nor false"));
+        let forbidden = encode(&Sample { name: "forbidden".into(), ..sample() });
+        assert_eq!(decode::<Sample>(&forbidden).unwrap_err().to_string(), "bad sample: the name is forbidden");
+    }
+
+    #[test]
+    fn a_list_longer_than_the_message_is_refused() {
+        for length in [
+            &[251, 255, 255][..],
+            &[252, 0, 0, 0, 1],
+            &[253, 0, 0, 0, 0, 0, 1, 0, 0],
+            &[253, 255, 255, 255, 255, 255, 255, 255, 255],
+        ] {
+            for before in [&[1, 2, 3, 4, 0][..], &[1, 2, 3, 4, 0, 0], &[1, 2, 3, 4, 0, 0, 1, 0]] {
+                assert_eq!(reason::<Sample>(&[before, length].concat()), Reason::ListTooLong);
+            }
+        }
+    }
+
+    #[test]
+    fn a_message_cut_short_is_refused_wherever_it_is_cut() {
+        for cut in 0..GOLDEN.len() {
+            assert!(decode::<Sample>(&GOLDEN[..cut]).is_err(), "cut after {cut}");
+        }
+    }
+
+    #[test]
+    fn a_message_with_one_bit_flipped_is_refused_or_another_message() {
+        for bit in 0..GOLDEN.len() * 8 {
+            let mut bytes = GOLDEN.to_vec();
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            if let Ok(message) = decode::<Sample>(&bytes) {
+                assert_eq!(encode(&message), bytes);
+                assert_ne!(message, sample());
+            }
+        }
+    }
+
+    fn samples() -> impl Strategy<Value = Sample> {
+        let kind = prop_oneof![
+            Just(Kind::Plain),
+            any::<u32>().prop_map(Kind::Sized),
+            any::<(Option<i16>, bool)>().prop_map(|(offset, last)| Kind::Named { offset, last }),
+        ];
+        let entries = prop::collection::vec((any::<u16>(), prop::collection::vec(any::<u8>(), 0..4)), 0..300);
+        (any::<([u8; 4], u64)>(), 0u32..64, ".{0,40}", entries, kind)
+            .prop_map(|((id, number), shift, name, entries, kind)| Sample { id, number: number >> shift, name, entries, kind })
+    }
+
+    proptest! {
+        #[test]
+        fn every_message_is_read_back(message in samples()) {
+            let bytes = encode(&message);
+            prop_assert_eq!(bytes.len(), encoded_len(&message));
+            prop_assert_eq!(decode::<Sample>(&bytes), Ok(message));
+        }
+
+        #[test]
+        fn any_bytes_are_one_message_or_refused(bytes in prop::collection::vec(prop_oneof![0u8..4, any::<u8>()], 0..64)) {
+            if let Ok(message) = decode::<Sample>(&bytes) {
+                prop_assert_eq!(encode(&message), bytes);
+            }
         }
     }
 }
