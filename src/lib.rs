@@ -12,4 +12,6 @@ pub mod session;
 #[doc(hidden)]
 pub mod state;
 
+pub use node::Node;
 pub use service::{CallError, Context, Outcome, Receiver, Sender, Service};
+pub use session::{Event, Session};

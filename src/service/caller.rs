@@ -51,6 +51,6 @@ impl Session {
     pub async fn services(&self) -> Result<Vec<ServiceDescription>, CallError> {
         let json = self.request(DESCRIBE).content_type(ContentType::Json).unary_raw(b"null".to_vec()).await?;
         serde_json::from_slice(&json)
-            .map_err(|error| CallError::Reply(BodyError::Invalid { content: ContentType::Json, why: error.to_string() }))
+            .map_err(|error| CallError::Reply(BodyError::Invalid { content: ContentType::Json, why: error.to_string().into() }))
     }
 }

@@ -4,9 +4,11 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
 
 use super::stream::{StreamRecv, StreamSend};
 use super::window::{Budget, Window};
@@ -32,6 +34,7 @@ pub struct Attached {
     session: SessionId,
     attach: u64,
     hello: Hello,
+    since: Instant,
     allocator: Mutex<Allocator>,
     accepted: Mutex<Accepter>,
     open: AtomicUsize,
@@ -84,6 +87,7 @@ impl Attached {
             session,
             attach,
             hello,
+            since: Instant::now(),
             allocator: Mutex::new(Allocator::new(side)),
             accepted: Mutex::new(Accepter::new(side.peer())),
             open: AtomicUsize::new(0),
@@ -120,6 +124,11 @@ impl Attached {
     /// The number of this attachment.
     pub fn attach(&self) -> u64 {
         self.attach
+    }
+
+    /// How long the path carries it.
+    pub fn age(&self) -> Duration {
+        self.since.elapsed()
     }
 
     /// The path.

@@ -96,7 +96,7 @@ impl Hub {
     async fn accepted(&self, link: &Link) -> Result<Greeted, GreetError> {
         let decision = self.policy().decide(&link.peer(), Action::Connect, "");
         if !decision.is_permit() {
-            return Err(GreetError::RefusedHere(decision.to_string()));
+            return Err(GreetError::RefusedHere(format!("policy says {decision:?}")));
         }
         let hello_due = tokio::time::timeout(limits::HELLO, async {
             let (send, mut recv) = control::accept(link).await?;
@@ -192,6 +192,9 @@ impl<'a> Greeting<'a> {
             (GreetError::Control(ControlError::Path(_) | ControlError::Ended), Some(reason)) => told(reason),
             (other, _) => other,
         };
+        if matches!(error, GreetError::RefusedHere(_)) {
+            self.hub.count_refused();
+        }
         tracing::debug!(peer = %self.link.peer().short(), %error, "no session came of a link");
         self.link.close(error.close_code());
         Err(error)

@@ -87,6 +87,19 @@ impl Session {
         self.attached_by(Some(Instant::now() + within), None, false).await.map(drop)
     }
 
+    /// Waits until the session is up, or the first attempt from now on has failed for a reason that waiting does not mend: the
+    /// peer refuses us, or nothing is known of where it is.
+    pub(crate) async fn first_connected(&self, within: Duration) -> Result<(), WaitError> {
+        let deadline = Instant::now() + within;
+        loop {
+            match self.attached_by(Some(deadline), None, true).await {
+                Ok(_) => return Ok(()),
+                Err(WaitError::Unreached(Unreached::Failed(_) | Unreached::WrongKey(_))) => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
     /// Measures a round trip through the session's path, from this program and back. Cancel-safe.
     ///
     /// # Errors

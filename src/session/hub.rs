@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
@@ -60,6 +61,7 @@ struct Inner {
     events: broadcast::Sender<Event>,
     owners: mpsc::UnboundedSender<Owner>,
     stop: watch::Sender<bool>,
+    refused: AtomicU64,
 }
 
 /// The tasks of a hub, to be run by whoever owns the node.
@@ -86,6 +88,7 @@ impl Hub {
             events: broadcast::channel(EVENTS).0,
             owners,
             stop: watch::Sender::new(false),
+            refused: AtomicU64::new(0),
         }));
         (hub.clone(), HubTasks { hub, owners: new_owners })
     }
@@ -214,6 +217,7 @@ impl Hub {
     async fn take_in(self, link: Link) {
         if let Err(error) = self.has_room_for(&link) {
             tracing::debug!(peer = %link.peer().short(), %error, "refused");
+            self.count_refused();
             link.close(crate::proto::close::CloseCode::Refused);
             return;
         }
@@ -253,6 +257,20 @@ impl Hub {
         let drained: Vec<_> = self.peers().into_iter().map(|peer| peer.drain()).collect();
         futures_util::future::join_all(drained).await;
         self.stop();
+    }
+
+    /// Addresses or routes changed: whoever waits to dial, dials.
+    pub fn network_changed(&self) {
+        self.peers().iter().for_each(|peer| peer.command(Command::NetworkChanged));
+    }
+
+    /// Peers turned away by policy or a limit.
+    pub fn refused(&self) -> u64 {
+        self.0.refused.load(Relaxed)
+    }
+
+    pub(super) fn count_refused(&self) {
+        self.0.refused.fetch_add(1, Relaxed);
     }
 
     /// Ends the tasks now.

@@ -2,6 +2,7 @@
 //! is wanted, takes over links that were greeted, watches the path it has, and tells what happens. Nobody else does.
 
 use std::collections::{HashMap, VecDeque};
+use std::fmt;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
@@ -161,6 +162,11 @@ impl Peer {
         let _ = drained.await;
     }
 
+    /// Why it is not connected, if an attempt has failed since it was.
+    pub fn unreached(&self) -> Option<Unreached> {
+        self.state.borrow().unreached.clone()
+    }
+
     fn learn(&self, addresses: impl IntoIterator<Item = SocketAddr>, first: bool) {
         let mut known = self.known();
         for address in addresses {
@@ -180,6 +186,12 @@ impl Peer {
 
     fn known(&self) -> std::sync::MutexGuard<'_, Known> {
         self.known.lock().expect("nothing panics while it is held")
+    }
+}
+
+impl fmt::Debug for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Peer").field("id", &self.id).field("visitor", &self.visitor).finish_non_exhaustive()
     }
 }
 
@@ -486,8 +498,11 @@ impl Owner {
                     self.path_event(event).await;
                 }
             }
-            None if self.wanted() => self.supervise(Input::Tick),
-            None => {}
+            None => {
+                if self.wanted() {
+                    self.supervise(Input::Tick);
+                }
+            }
         }
         self.end_drain_if_done().await;
     }
@@ -530,8 +545,8 @@ async fn path_event(path: &mut Option<Path>) -> PathEvent {
     }
 }
 
-impl std::fmt::Display for AttemptError {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Display for AttemptError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             AttemptError::Overdue => f.write_str("no answer in time"),
             AttemptError::Dial(error) => error.fmt(f),
