@@ -206,7 +206,13 @@ struct Kept {
 
 impl Kept {
     /// Reads files, so it is not for an asynchronous thread.
-    fn open(home: Option<PathBuf>, key: Option<SecretKey>, passphrase: Option<&str>, visitor: bool, read: bool) -> Result<Self, BindError> {
+    fn open(
+        home: Option<PathBuf>,
+        key: Option<SecretKey>,
+        passphrase: Option<&str>,
+        visitor: bool,
+        read: bool,
+    ) -> Result<Self, BindError> {
         let Some(path) = home else {
             let key = key.unwrap_or_else(SecretKey::generate);
             let (stored_rules, stored_peers) = Default::default();

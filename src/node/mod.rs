@@ -92,12 +92,7 @@ impl Node {
         Builder::default()
     }
 
-    async fn start(
-        parts: Parts,
-        tasks: HubTasks,
-        connect: Vec<PeerRef>,
-        stored: Vec<store::Peer>,
-    ) -> Result<Self, BindError> {
+    async fn start(parts: Parts, tasks: HubTasks, connect: Vec<PeerRef>, stored: Vec<store::Peer>) -> Result<Self, BindError> {
         let Parts { hub, rules, registry, server, network, home, store, lock } = parts;
         hub.set_addresses(addresses::reachable(hub.endpoint().local()));
         let running = network.spawn(tasks.run());
@@ -254,7 +249,12 @@ impl Node {
     ///
     /// # Errors
     /// If the store cannot be written, or the name belongs to another peer.
-    pub async fn remember(&self, id: NodeId, addresses: Vec<SocketAddr>, name: Option<PeerName>) -> Result<(), store::StoreError> {
+    pub async fn remember(
+        &self,
+        id: NodeId,
+        addresses: Vec<SocketAddr>,
+        name: Option<PeerName>,
+    ) -> Result<(), store::StoreError> {
         let write = move |store: &Store| {
             store.change_peer(&id, |peer| {
                 peer.wanted = true;

@@ -28,12 +28,16 @@ impl Rules {
     /// We dial this node, so it may connect.
     pub fn dial(&self, id: NodeId) {
         // Cannot fail: who is dialled is bounded by what the store and the configuration may name.
-        let _ = self.change(|input| drop(input.dialled.insert(id)));
+        let _ = self.change(|input| {
+            input.dialled.insert(id);
+        });
     }
 
     /// We dial this node no longer.
     pub fn release(&self, id: NodeId) {
-        let _ = self.change(|input| drop(input.dialled.remove(&id)));
+        let _ = self.change(|input| {
+            input.dialled.remove(&id);
+        });
     }
 
     /// Adds a rule made by command.

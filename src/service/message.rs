@@ -42,8 +42,8 @@ impl<T: DeserializeOwned> Receiver<T> {
     pub(super) async fn next_charged(&mut self) -> Result<Option<(T, Charge)>, Status> {
         match self.items.next().await {
             Ok(Item::Message(bytes, charge)) => {
-                let message = body::decode(self.content, &bytes)
-                    .map_err(|error| Status::new(Code::InvalidArgument, error.to_string()))?;
+                let message =
+                    body::decode(self.content, &bytes).map_err(|error| Status::new(Code::InvalidArgument, error.to_string()))?;
                 Ok(Some((message, charge)))
             }
             Ok(Item::End) => {

@@ -123,13 +123,17 @@ impl Service {
         Req: DeserializeOwned + JsonSchema + Send + 'static,
         Res: Serialize + JsonSchema + Send + 'static,
     {
-        self.method::<Req, Res>(name, Shape::Unary, Typed::new(handler, |handler: &Arc<F>, call| {
-            let handler = handler.clone();
-            Box::pin(one_answer(call, move |cx, request: Request<Req>| async move {
-                let (request, _charge) = request.only().await?;
-                handler(cx, request).await
-            }))
-        }))
+        self.method::<Req, Res>(
+            name,
+            Shape::Unary,
+            Typed::new(handler, |handler: &Arc<F>, call| {
+                let handler = handler.clone();
+                Box::pin(one_answer(call, move |cx, request: Request<Req>| async move {
+                    let (request, _charge) = request.only().await?;
+                    handler(cx, request).await
+                }))
+            }),
+        )
     }
 
     /// Adds a method: any number of messages there, one back.
@@ -140,12 +144,14 @@ impl Service {
         Req: DeserializeOwned + JsonSchema + Send + 'static,
         Res: Serialize + JsonSchema + Send + 'static,
     {
-        self.method::<Req, Res>(name, Shape::ClientStream, Typed::new(handler, |handler: &Arc<F>, call| {
-            let handler = handler.clone();
-            Box::pin(one_answer(call, move |cx, request: Request<Req>| async move {
-                handler(cx, request.receiver).await
-            }))
-        }))
+        self.method::<Req, Res>(
+            name,
+            Shape::ClientStream,
+            Typed::new(handler, |handler: &Arc<F>, call| {
+                let handler = handler.clone();
+                Box::pin(one_answer(call, move |cx, request: Request<Req>| async move { handler(cx, request.receiver).await }))
+            }),
+        )
     }
 
     /// Adds a method: one message there, any number back.
@@ -156,13 +162,17 @@ impl Service {
         Req: DeserializeOwned + JsonSchema + Send + 'static,
         Res: Serialize + JsonSchema + Send + 'static,
     {
-        self.method::<Req, Res>(name, Shape::ServerStream, Typed::new(handler, |handler: &Arc<F>, call| {
-            let handler = handler.clone();
-            Box::pin(many_answers(call, move |cx, request: Request<Req>, send| async move {
-                let (request, _charge) = request.only().await?;
-                handler(cx, request, send).await
-            }))
-        }))
+        self.method::<Req, Res>(
+            name,
+            Shape::ServerStream,
+            Typed::new(handler, |handler: &Arc<F>, call| {
+                let handler = handler.clone();
+                Box::pin(many_answers(call, move |cx, request: Request<Req>, send| async move {
+                    let (request, _charge) = request.only().await?;
+                    handler(cx, request, send).await
+                }))
+            }),
+        )
     }
 
     /// Adds a method: any number of messages each way, at the same time.
@@ -173,12 +183,16 @@ impl Service {
         Req: DeserializeOwned + JsonSchema + Send + 'static,
         Res: Serialize + JsonSchema + Send + 'static,
     {
-        self.method::<Req, Res>(name, Shape::Bidi, Typed::new(handler, |handler: &Arc<F>, call| {
-            let handler = handler.clone();
-            Box::pin(many_answers(call, move |cx, request: Request<Req>, send| async move {
-                handler(cx, request.receiver, send).await
-            }))
-        }))
+        self.method::<Req, Res>(
+            name,
+            Shape::Bidi,
+            Typed::new(handler, |handler: &Arc<F>, call| {
+                let handler = handler.clone();
+                Box::pin(many_answers(call, move |cx, request: Request<Req>, send| async move {
+                    handler(cx, request.receiver, send).await
+                }))
+            }),
+        )
     }
 
     /// Runs the handler of the method added last as a task of the runtime the node was started on, not on the network's

@@ -162,7 +162,8 @@ async fn header(recv: &mut StreamRecv, frames: &mut Frames) -> Result<Option<Byt
 
 /// Checks a call against policy and registry. To whom policy allows nothing it says nothing of what there is.
 fn prepare(registry: &Registry, header: &Bytes, recv: &StreamRecv) -> Result<(Found, Parts), Status> {
-    let read: Header<'_> = codec::decode_borrowed(header).map_err(|error| Status::new(Code::InvalidArgument, error.to_string()))?;
+    let read: Header<'_> =
+        codec::decode_borrowed(header).map_err(|error| Status::new(Code::InvalidArgument, error.to_string()))?;
     let attached = recv.attached();
     if read.method == describe::DESCRIBE {
         return Ok((Found::Describe, parts(&read, describe::DESCRIBE.into(), header, recv)));

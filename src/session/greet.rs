@@ -102,7 +102,8 @@ impl Hub {
             let (send, mut recv) = control::accept(link).await?;
             Ok::<_, ControlError>((recv.next().await?, send, recv))
         });
-        let (Control::Hello(hello), mut send, mut recv) = hello_due.await.map_err(|_| ControlError::TimedOut("say hello"))?? else {
+        let (Control::Hello(hello), mut send, mut recv) = hello_due.await.map_err(|_| ControlError::TimedOut("say hello"))??
+        else {
             return Err(ControlError::Order("its first message is no hello").into());
         };
         check_version(&hello)?;

@@ -7,9 +7,9 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
-use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, sleep_until};
 
@@ -514,7 +514,7 @@ impl Owner {
         if let Some(path) = &mut self.path {
             path.drain().await;
         }
-        self.end_drain_if_done().await;
+        self.call_ended().await;
     }
 
     /// A call of ours ended while one of the two nodes goes down.
