@@ -153,6 +153,8 @@ impl Peer {
     /// Keeps a session with it no longer.
     pub fn release(&self) {
         self.known().wanted = false;
+        // From now on nobody finds the session that is about to be closed.
+        self.state.send_modify(|state| state.attached = None);
         self.command(Command::Release);
     }
 

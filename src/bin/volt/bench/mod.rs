@@ -8,6 +8,7 @@ mod baseline;
 mod measure;
 mod process;
 mod report;
+mod volt;
 
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -172,9 +173,9 @@ trait Side {
     fn run(&self, workload: &Workload, time: Duration) -> Result<Figures, BenchError>;
 }
 
-/// Who takes part. There is always a baseline to measure against.
+/// Who takes part.
 struct Sides {
-    volt: Option<Box<dyn Side>>,
+    volt: Box<dyn Side>,
     baseline: Box<dyn Side>,
 }
 
@@ -235,6 +236,7 @@ pub fn run(options: &Options, out: &mut dyn Write, talk: &mut dyn Write) -> Resu
 pub fn serve(side: &str) -> Result<(), BenchError> {
     match side {
         baseline::NAME => baseline::serve(io::stdout(), io::stdin()),
+        volt::NAME => volt::serve(io::stdout(), io::stdin()),
         other => Err(BenchError::NoSuchSide(other.to_owned())),
     }
 }
@@ -244,15 +246,13 @@ fn sides(options: &Options) -> Result<Sides, BenchError> {
         Some(program) => program.clone(),
         None => std::env::current_exe()?,
     };
-    Ok(Sides { volt: None, baseline: Box::new(baseline::Baseline { program }) })
+    Ok(Sides { volt: Box::new(volt::Volt { program: program.clone() }), baseline: Box::new(baseline::Baseline { program }) })
 }
 
 fn interleave(sides: &Sides, workload: &Workload, options: &Options) -> Result<Rounds, BenchError> {
     let mut rounds = Rounds::default();
     for _ in 0..options.rounds.max(1) {
-        if let Some(volt) = &sides.volt {
-            rounds.volt.push(volt.run(workload, options.time)?);
-        }
+        rounds.volt.push(sides.volt.run(workload, options.time)?);
         rounds.baseline.push(sides.baseline.run(workload, options.time)?);
     }
     Ok(rounds)
