@@ -254,7 +254,8 @@ struct Run<'a> {
     count: u64,
     /// The path is up in even phases.
     phase: usize,
-    phase_began: Duration,
+    /// When the path last changed, or a reset changed the ceiling.
+    settled: Duration,
     connected: bool,
     running: Vec<AttemptId>,
     dials: Vec<Duration>,
@@ -266,8 +267,8 @@ impl<'a> Run<'a> {
         let backoff = Backoff::new(world.profile);
         let (agenda, rng) = (BTreeMap::new(), StdRng::seed_from_u64(seed));
         let (start, wake) = (Instant::now(), Some(Duration::ZERO));
-        let (phase_began, running, dials) = (Duration::ZERO, Vec::new(), Vec::new());
-        Self { world, start, backoff, rng, agenda, count: 0, phase: 0, phase_began, connected: false, running, dials, wake }
+        let (settled, running, dials) = (Duration::ZERO, Vec::new(), Vec::new());
+        Self { world, start, backoff, rng, agenda, count: 0, phase: 0, settled, connected: false, running, dials, wake }
     }
 
     /// When each attempt started.
@@ -299,7 +300,7 @@ impl<'a> Run<'a> {
         let Some((_, happening)) = self.agenda.pop_first() else { return };
         match happening {
             Happening::Toggled => {
-                (self.phase, self.phase_began) = (self.phase + 1, now);
+                (self.phase, self.settled) = (self.phase + 1, now);
                 if !self.is_up() && self.connected {
                     self.put(now + limits::ANSWER_BOUND, Happening::LossSeen(self.phase));
                 }
@@ -318,7 +319,10 @@ impl<'a> Run<'a> {
                 self.input(now, Input::Lost);
             }
             Happening::LossSeen(_) => {}
-            Happening::Disturbed(input) => self.input(now, input),
+            Happening::Disturbed(input) => {
+                self.settled = now;
+                self.input(now, input);
+            }
         }
     }
 
@@ -346,7 +350,7 @@ impl<'a> Run<'a> {
         let wake = self.wake.expect("a next wake-up while there is no session");
         assert!(wake >= now && wake <= now + limits::BACKOFF_MAX.max(BATTERY.1));
         let bound = self.backoff.ceiling() + limits::HANDSHAKE + self.world.handshake;
-        assert!(!self.is_up() || now - self.phase_began <= bound, "no session for {:?}", now - self.phase_began);
+        assert!(!self.is_up() || now - self.settled <= bound, "no session for {:?}", now - self.settled);
     }
 
     fn is_up(&self) -> bool {
@@ -370,7 +374,7 @@ fn worlds() -> impl Strategy<Value = World> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(128))]
+    #![proptest_config(ProptestConfig::with_cases(256))]
 
     /// The check is in [`Run::check`].
     #[test]
