@@ -91,9 +91,25 @@ impl RawPeer {
         let Control::Attach(_) = control.next().await else { panic!("no attach") };
         RawSession { connection, control, attach: theirs.attach }
     }
+
+    /// A session with the next node that dials, as an honest peer would make it.
+    pub async fn answer(&self) -> RawSession {
+        let incoming = self.endpoint.accept().await.expect("the endpoint is open");
+        let connection = incoming.accept().unwrap().await.unwrap();
+        let (send, mut recv) = connection.accept_bi().await.unwrap();
+        let mut kind = [0];
+        recv.read_exact(&mut kind).await.unwrap();
+        let mut control = RawControl { send, recv, frames: Frames::new(limits::CONTROL_MESSAGE_BYTES) };
+        let Control::Hello(theirs) = control.next().await else { panic!("no hello") };
+        let session = SessionId::random();
+        control.send(&Control::Hello(Hello { session: Some(session), attach: theirs.attach, ..hello() })).await;
+        control.send(&Control::Attach(attach(session, theirs.attach))).await;
+        let Control::Attach(_) = control.next().await else { panic!("no attach") };
+        RawSession { connection, control, attach: theirs.attach }
+    }
 }
 
-/// A session of a raw peer that dialled.
+/// A session of a raw peer.
 pub struct RawSession {
     pub connection: Connection,
     pub control: RawControl,
