@@ -111,6 +111,7 @@ impl<'a> Call<'a> {
     }
 
     async fn unary_charged(self, body: Vec<u8>) -> Result<(Bytes, Charge), CallError> {
+        check_size(&body)?;
         let sent = AtomicBool::new(false);
         let deadline = Instant::now() + self.timeout.unwrap_or(limits::CALL_DEADLINE).min(limits::CALL_DEADLINE_MAX);
         let whole = async {
@@ -134,6 +135,7 @@ impl<'a> Call<'a> {
         Res: DeserializeOwned,
     {
         let body = encode(self.content, request)?;
+        check_size(&body)?;
         let (content, deadline) = (self.content, self.deadline());
         let (Opened { guard, .. }, recv) = self.start(Shape::ServerStream, Some(body), deadline).await?;
         Ok(CallReceiver::new(recv, content, deadline, guard))
@@ -314,8 +316,7 @@ impl<T: Serialize> CallSender<T> {
     /// [`CallError::Request`] if the message cannot be sent: the call goes on without it. Else [`CallError::OutcomeUnknown`]:
     /// the callee reads no more, and the receiver may know why.
     pub async fn send(&mut self, message: &T) -> Result<(), CallError> {
-        let body = encode(self.content, message)?;
-        self.send_raw(body).await
+        self.send_raw(encode(self.content, message)?).await
     }
 
     /// The same with the body as bytes.
@@ -323,6 +324,7 @@ impl<T: Serialize> CallSender<T> {
     /// # Errors
     /// As [`CallSender::send`].
     pub async fn send_raw(&mut self, body: Vec<u8>) -> Result<(), CallError> {
+        check_size(&body)?;
         let ended = || CallError::OutcomeUnknown("the call has ended".into());
         let mut send = self.send.take().ok_or_else(ended)?;
         let written = within(self.deadline, true, write_message(&mut send, Vec::new(), body)).await?;
@@ -424,9 +426,7 @@ async fn only_answer(items: &mut Items) -> Result<(Bytes, Charge), CallError> {
 }
 
 fn encode<T: Serialize + ?Sized>(content: ContentType, message: &T) -> Result<Vec<u8>, CallError> {
-    let body = body::encode(content, message).map_err(|error| CallError::Request(error.to_string()))?;
-    check_size(&body)?;
-    Ok(body)
+    body::encode(content, message).map_err(|error| CallError::Request(error.to_string()))
 }
 
 fn check_size(body: &[u8]) -> Result<(), CallError> {
