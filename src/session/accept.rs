@@ -2,11 +2,13 @@
 //! thread: a handler that has its answer ready needs no task of its own, and many answers leave in one packet.
 
 use std::future::poll_fn;
+use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::Poll;
 
 use bytes::{Bytes, BytesMut};
+use futures_util::FutureExt;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::task::JoinSet;
 
@@ -36,6 +38,8 @@ pub(super) async fn streams(attached: Arc<Attached>, acceptor: Arc<dyn Acceptor>
         let permit = attached.handler_permit().await;
         let Ok((send, recv)) = attached.link().accept().await else { return };
         let stream = one(attached.clone(), acceptor.clone(), notices.clone(), send, recv, permit);
+        // A panic ends this one stream: here it would take all the others with it.
+        let stream = AssertUnwindSafe(stream).catch_unwind().map(super::hub::report_panic);
         let mut stream: Serving = Box::pin(stream);
         // The budget of cooperative scheduling is meant for one task's work, not for that of a hundred streams.
         let once = poll_fn(|cx| Poll::Ready(stream.as_mut().poll(cx).is_ready()));

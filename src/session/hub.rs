@@ -309,6 +309,13 @@ pub(super) fn report(ended: Result<(), tokio::task::JoinError>) {
     }
 }
 
+/// The same, of what was not a task of its own.
+pub(super) fn report_panic(ended: std::thread::Result<()>) {
+    if ended.is_err() {
+        tracing::error!("serving a stream panicked; this is a bug");
+    }
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().expect("nothing panics while it is held")
 }
