@@ -191,6 +191,7 @@ impl Path {
             self.rest_at = now + REST;
             self.attached.rest();
         }
+        self.attached.relieve();
         let outstanding = self.attached.streams() > 1;
         match self.liveness.tick(now.into_std(), outstanding) {
             Tick::Wait => {}
