@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 
 use super::accept::Acceptor;
 use super::attached::Attached;
@@ -255,7 +256,8 @@ impl Hub {
     /// Ends everything in good order: each peer is told, calls in flight are finished within `limits::DRAIN`. Waits for it.
     pub async fn drain(&self) {
         let drained: Vec<_> = self.peers().into_iter().map(|peer| peer.drain()).collect();
-        futures_util::future::join_all(drained).await;
+        // Each has its own bound, which is shorter; whatever goes wrong, going down ends.
+        let _ = timeout(2 * limits::DRAIN, futures_util::future::join_all(drained)).await;
         self.stop();
     }
 
@@ -271,6 +273,11 @@ impl Hub {
 
     pub(super) fn count_refused(&self) {
         self.0.refused.fetch_add(1, Relaxed);
+    }
+
+    /// Waits until the tasks are to end. Cancel-safe.
+    pub async fn stopped(&self) {
+        let _ = self.0.stop.subscribe().wait_for(|stop| *stop).await;
     }
 
     /// Ends the tasks now.

@@ -17,7 +17,9 @@ use super::greet::Greeted;
 use super::hub::Hub;
 use super::notice::{Notice, Notices};
 use crate::net::{LostReason, PathError};
+use crate::proto::close::CloseCode;
 use crate::proto::control::{Control, Goodbye, Profile};
+use crate::proto::limits;
 use crate::state::liveness::{Liveness, Tick};
 
 /// Pings an owner has under way for people who asked.
@@ -36,6 +38,8 @@ pub(super) enum PathEvent {
     Broken(ControlError),
     /// Nothing answered for too long.
     NoAnswer,
+    /// The peer asks for a pong: see [`Path::answer`].
+    Asked(u64),
     /// The peer ended the session.
     Goodbye(Goodbye),
     /// The peer can be dialled elsewhere.
@@ -65,19 +69,22 @@ pub(super) struct Path {
 }
 
 impl Drop for Path {
+    /// A path that was given up is closed already, with the code that fits; one whose owner vanished is closed here.
     fn drop(&mut self) {
         self.streams.abort();
+        self.attached.link().close(CloseCode::Goodbye);
     }
 }
 
 impl Path {
     /// Puts the session to work on a greeted link.
-    pub async fn start(hub: &Hub, greeted: Greeted) -> Result<Self, PathError> {
+    pub async fn start(hub: &Hub, greeted: Greeted) -> Result<Self, ControlError> {
         let Greeted { agreement, send, recv } = greeted;
         let profile = slower(hub.own().profile, agreement.hello.profile);
         let attached = Attached::new(agreement, hub.policy().clone(), hub.budget().clone());
         let notices = if attached.link().dialled() {
-            let mut notices = Notices::opened(attached.open().await?);
+            let opened = timeout(limits::ANSWER_BOUND, attached.open()).await;
+            let mut notices = Notices::opened(opened.map_err(|_| ControlError::TimedOut("take the session's stream"))??);
             notices.start().await?;
             Some(notices)
         } else {
@@ -111,10 +118,13 @@ impl Path {
         tokio::select! {
             biased;
             message = self.recv.next() => match message {
-                Ok(message) => self.message(message).await,
+                Ok(message) => self.message(message),
                 Err(ControlError::Path(PathError::Lost(reason))) => PathEvent::Lost(reason),
                 // A peer that closes ends its control stream too; the code it closed with says more.
-                Err(ControlError::Ended | ControlError::Path(_)) => PathEvent::Lost(link.closed().await),
+                Err(error @ (ControlError::Ended | ControlError::Path(_))) => match timeout(GOODBYE, link.closed()).await {
+                    Ok(reason) => PathEvent::Lost(reason),
+                    Err(_) => PathEvent::Broken(error),
+                },
                 Err(error) => PathEvent::Broken(error),
             },
             Some(notices) = self.incoming_notices.recv() => {
@@ -126,12 +136,9 @@ impl Path {
         }
     }
 
-    async fn message(&mut self, message: Control) -> PathEvent {
+    fn message(&mut self, message: Control) -> PathEvent {
         match message {
-            Control::Ping { seq } => match self.send.send(&[Control::Pong { seq }]).await {
-                Ok(()) => PathEvent::Nothing,
-                Err(error) => PathEvent::Broken(error),
-            },
+            Control::Ping { seq } => PathEvent::Asked(seq),
             Control::Pong { seq } => {
                 self.pong(seq);
                 PathEvent::Nothing
@@ -141,6 +148,12 @@ impl Path {
             Control::Hello(_) => PathEvent::Broken(ControlError::Order("a second hello")),
             Control::Attach(_) => PathEvent::Broken(ControlError::Order("a second attach")),
         }
+    }
+
+    /// Answers a ping. Not part of [`Path::event`], which must be cancel-safe, as no write is: a pong cut off half-way would
+    /// break the control stream.
+    pub async fn answer(&mut self, seq: u64) -> Result<(), ControlError> {
+        self.send.send(&[Control::Pong { seq }]).await
     }
 
     fn notice(&mut self, notice: Option<Notice>) -> PathEvent {
