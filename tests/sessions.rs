@@ -68,7 +68,8 @@ async fn events_alternate_over_drops_and_reconnects() {
     let to_b = soon(a.connect(b.ticket())).await.unwrap();
     connected(&mut at_a, b.id()).await;
     connected(&mut at_b, a.id()).await;
-    for round in 0..8 {
+    // A session that is lost at once makes the next one wait longer, so few rounds have to do.
+    for round in 0..4 {
         // The side that does not dial closes; the one that does comes back by itself.
         b.session(a.id()).expect("it is connected").close();
         let reason = disconnected(&mut at_a, b.id()).await;
@@ -81,8 +82,8 @@ async fn events_alternate_over_drops_and_reconnects() {
     a.release(b.id());
     assert_eq!(disconnected(&mut at_b, a.id()).await, DisconnectReason::ByPeer);
     assert_eq!(disconnected(&mut at_a, b.id()).await, DisconnectReason::Here);
-    assert_eq!(check(&told(&mut log_a)), HashMap::from([(b.id(), (9, false))]));
-    assert_eq!(check(&told(&mut log_b)), HashMap::from([(a.id(), (9, false))]));
+    assert_eq!(check(&told(&mut log_a)), HashMap::from([(b.id(), (5, false))]));
+    assert_eq!(check(&told(&mut log_b)), HashMap::from([(a.id(), (5, false))]));
     assert_eq!(soon(to_b.connected(SOON)).await, Err(WaitError::Closed));
     soon(async { tokio::join!(a.shutdown(), b.shutdown()) }).await;
 }
@@ -620,7 +621,7 @@ async fn calls_made_while_a_session_comes_and_goes_all_end_and_none_runs_twice()
         })
         .collect();
     let mut at_a = a.events();
-    for _ in 0..10 {
+    for _ in 0..4 {
         until(|| b.session(a.id()).is_some_and(|session| session.id().is_some())).await;
         let ran = alive.ever();
         until(|| alive.ever() > ran + 50).await;

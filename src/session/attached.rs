@@ -40,6 +40,10 @@ pub struct Attached {
     open: AtomicUsize,
     opened: AtomicU64,
     draining: AtomicBool,
+    /// The peer goes down and takes no new calls.
+    closing: AtomicBool,
+    /// Calls of ours in flight here.
+    calling: AtomicUsize,
     handlers: Arc<Semaphore>,
     shares: [Arc<Semaphore>; 3],
     window: Window,
@@ -93,6 +97,8 @@ impl Attached {
             open: AtomicUsize::new(0),
             opened: AtomicU64::new(0),
             draining: AtomicBool::new(false),
+            closing: AtomicBool::new(false),
+            calling: AtomicUsize::new(0),
             handlers: Arc::new(Semaphore::new(limits::CALLS_IN_FLIGHT)),
             shares: std::array::from_fn(|_| Arc::new(Semaphore::new(limits::SESSION_BODY_BYTES))),
             grants: Mutex::new(Grants { generation: policy.generation(), calls: HashMap::new() }),
@@ -220,6 +226,25 @@ impl Attached {
         self.draining.store(true, Ordering::Relaxed);
     }
 
+    /// The peer takes no new calls.
+    pub(super) fn close_to_calls(&self) {
+        self.closing.store(true, Ordering::SeqCst);
+        self.drain();
+    }
+
+    /// Begins a call of ours, which ends when this is dropped. `None`: the peer takes no new ones here. Counted before it is
+    /// asked, so that whoever closes first and counts then misses none.
+    pub fn begin_call(self: &Arc<Self>) -> Option<Calling> {
+        self.calling.fetch_add(1, Ordering::SeqCst);
+        let calling = Calling(self.clone());
+        (!self.closing.load(Ordering::SeqCst)).then_some(calling)
+    }
+
+    /// Calls of ours in flight here.
+    pub(super) fn calling(&self) -> usize {
+        self.calling.load(Ordering::SeqCst)
+    }
+
     pub(super) fn received(&self, bytes: usize) {
         self.window.received(bytes);
     }
@@ -240,6 +265,16 @@ impl Attached {
 
     fn accepted(&self) -> std::sync::MutexGuard<'_, Accepter> {
         self.accepted.lock().expect("nothing panics while it is held")
+    }
+}
+
+/// A call of ours in flight.
+#[derive(Debug)]
+pub struct Calling(Arc<Attached>);
+
+impl Drop for Calling {
+    fn drop(&mut self) {
+        self.0.calling.fetch_sub(1, Ordering::SeqCst);
     }
 }
 

@@ -4,6 +4,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
@@ -75,7 +76,7 @@ pub struct Peer {
     /// Leave to have calls in flight.
     calls: Arc<Semaphore>,
     /// Whether one of the two nodes goes down, and somebody waits for our calls to end.
-    ending: std::sync::atomic::AtomicBool,
+    ending: AtomicBool,
     call_ended: tokio::sync::Notify,
     known: Mutex<Known>,
 }
@@ -129,9 +130,9 @@ impl Peer {
         self.known().seen
     }
 
-    /// A call of ours has ended; its permit is given back already.
+    /// A call of ours has ended, and is counted nowhere any more.
     pub(crate) fn call_has_ended(&self) {
-        if self.ending.load(std::sync::atomic::Ordering::Relaxed) {
+        if self.ending.load(SeqCst) {
             self.call_ended.notify_one();
         }
     }
@@ -516,7 +517,7 @@ impl Owner {
             }
             PathEvent::Addresses(addresses) => self.peer.learn(addresses, false),
             PathEvent::Draining => {
-                self.peer.ending.store(true, std::sync::atomic::Ordering::Relaxed);
+                self.peer.ending.store(true, SeqCst);
                 // Whoever waits for the session waits for the next one from here on.
                 self.peer.state.send_modify(|state| state.attached = None);
                 self.call_ended().await;
@@ -552,7 +553,7 @@ impl Owner {
 
     async fn drain(&mut self, done: oneshot::Sender<()>) {
         self.draining = Some((Instant::now() + limits::DRAIN, done));
-        self.peer.ending.store(true, std::sync::atomic::Ordering::Relaxed);
+        self.peer.ending.store(true, SeqCst);
         self.attempts.abort_all();
         if let Some(path) = &mut self.path {
             path.drain().await;
@@ -562,10 +563,10 @@ impl Owner {
 
     /// A call of ours ended while one of the two nodes goes down.
     async fn call_ended(&mut self) {
-        let calling = limits::CALLS_IN_FLIGHT - self.peer.calls.available_permits();
+        // Calls that wait for the next session have leave too, and are none of this one's.
         if let Some(path) = &mut self.path
             && path.attached.is_draining()
-            && calling == 0
+            && path.attached.calling() == 0
         {
             path.calls_answered().await;
         }
