@@ -394,7 +394,7 @@ impl Owner {
             Command::Attach(greeted) => self.attach(*greeted).await,
             Command::Ping(answer) => {
                 if let Some(path) = &mut self.path {
-                    path.ping(Some(answer)).await;
+                    path.ping(answer).await;
                 }
             }
             Command::NetworkChanged => self.supervise(Input::NetworkChanged),

@@ -4,11 +4,14 @@
 //!
 //! | when | a path is dead |
 //! |---|---|
-//! | something sent and not acknowledged | 3 s after the last answer or the first unanswered send, whichever is later |
+//! | something outstanding | 3 s after the last answer or the first unanswered send, whichever is later |
 //! | idle, `active` | when a ping, sent 5 s after the last answer, is unanswered for 3 s |
 //! | idle, `battery` on either side | when a ping, sent 30 s after the last answer, is unanswered for 10 s |
 //!
-//! The way of every message touches only [`Pulse`], two counters. The machine reads them on its timer: each 500 ms while
+//! Outstanding is what was sent, is not acknowledged, and has seen no pong of a later ping: after that it waits for the peer's
+//! application, not for the path, and a call that takes an hour costs no more pings than an idle path.
+//!
+//! The way of every message touches only [`Pulse`], three counters. The machine reads them on its timer: each 500 ms while
 //! there is traffic, else at the next ping. So a verdict can be that much late, and is never early.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -24,38 +27,39 @@ pub const ASK_AFTER: Duration = Duration::from_secs(1);
 /// A tick this much late means that we did not run, not that the peer was silent.
 pub const SLEPT: Duration = Duration::from_secs(2);
 
-/// What the way of messages leaves for the timer: bytes sent and bytes acknowledged on one path. Shared by reference; every
-/// method is a few nanoseconds and never blocks.
+/// What the way of messages leaves for the timer: how much was sent on one path, and how much acknowledged, in bytes or in
+/// whatever unit the caller counts by. Shared by reference; every method is a few nanoseconds and never blocks.
 #[derive(Debug, Default)]
 pub struct Pulse {
     sent: AtomicU64,
+    settled: AtomicU64,
     acked: AtomicU64,
     dozing: AtomicBool,
 }
 
 impl Pulse {
-    /// Bytes went out that the peer is to acknowledge. True when the timer sleeps for longer than [`TICK`]: wake it and have it
+    /// Something went out that the peer is to acknowledge. True when the timer sleeps for longer than [`TICK`]: wake it and have it
     /// tick now. That is so at most once between two ticks.
     #[must_use = "true means that the timer must be woken"]
-    pub fn sent(&self, bytes: u64) -> bool {
-        self.sent.fetch_add(bytes, Ordering::SeqCst);
+    pub fn sent(&self, count: u64) -> bool {
+        self.sent.fetch_add(count, Ordering::SeqCst);
         self.dozing.load(Ordering::SeqCst) && self.dozing.swap(false, Ordering::SeqCst)
     }
 
-    /// The peer acknowledged bytes: for the first time, and on this path.
-    pub fn acked(&self, bytes: u64) {
-        self.acked.fetch_add(bytes, Ordering::SeqCst);
+    /// The peer acknowledged so much: for the first time, and on this path.
+    pub fn acked(&self, count: u64) {
+        self.acked.fetch_add(count, Ordering::SeqCst);
+        self.forgotten(count);
     }
 
-    /// Bytes counted as sent will never be acknowledged: their stream was given up.
-    pub fn forgotten(&self, bytes: u64) {
-        self.sent.fetch_sub(bytes, Ordering::SeqCst);
+    /// So much of what was sent is not waited for any more, without a word from the peer.
+    pub fn forgotten(&self, count: u64) {
+        self.settled.fetch_add(count, Ordering::SeqCst);
     }
 
     fn read(&self) -> Seen {
-        // In this order an acknowledgement is never counted without its send.
-        let acked = self.acked.load(Ordering::SeqCst);
-        Seen { acked, sent: self.sent.load(Ordering::SeqCst) }
+        let (acked, settled) = (self.acked.load(Ordering::SeqCst), self.settled.load(Ordering::SeqCst));
+        Seen { acked, settled, sent: self.sent.load(Ordering::SeqCst) }
     }
 
     /// Asks the next sender to wake us. False when there was one already.
@@ -70,6 +74,7 @@ impl Pulse {
 #[derive(Clone, Copy, Debug)]
 struct Seen {
     acked: u64,
+    settled: u64,
     sent: u64,
 }
 
@@ -114,11 +119,14 @@ pub struct Liveness {
     idle: Duration,
     grace: Duration,
     acked: u64,
+    sent: u64,
+    /// A pong came for a ping that was sent after so much.
+    proven: u64,
     last_answer: Instant,
     /// Something is outstanding, and nothing answered since then.
     waiting_since: Option<Instant>,
     /// The newest ping, until its pong.
-    ping: Option<(u64, Instant)>,
+    ping: Option<Ping>,
     /// The path is dead then, unless something answers.
     ping_deadline: Option<Instant>,
     next_seq: u64,
@@ -128,6 +136,14 @@ pub struct Liveness {
     rtt: Option<Duration>,
     planned: Option<Instant>,
     dead: Option<Dead>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Ping {
+    seq: u64,
+    at: Instant,
+    /// What had been sent before it.
+    after: u64,
 }
 
 impl Liveness {
@@ -142,6 +158,8 @@ impl Liveness {
             idle,
             grace,
             acked: 0,
+            sent: 0,
+            proven: 0,
             last_answer: now,
             waiting_since: None,
             ping: None,
@@ -172,14 +190,25 @@ impl Liveness {
         Step { ping, dead: None, wake: Some(wake) }
     }
 
+    /// Sends a ping beside the timer's own, as for a person who asks how far the peer is: its number. It must be answered like any.
+    pub fn ping(&mut self, now: Instant) -> u64 {
+        self.send_ping(now)
+    }
+
+    /// When the next tick is due, as the last one said.
+    pub fn wake(&self) -> Instant {
+        self.planned.unwrap_or(self.last_answer)
+    }
+
     /// A pong arrived. One that answers no ping of ours is ignored.
     pub fn pong(&mut self, seq: u64, now: Instant) {
         if !(self.answered_below..self.next_seq).contains(&seq) {
             return;
         }
         self.answered_below = seq + 1;
-        if let Some((_, sent_at)) = self.ping.take_if(|(newest, _)| *newest == seq) {
-            self.sample(now.saturating_duration_since(sent_at));
+        if let Some(ping) = self.ping.take_if(|newest| newest.seq == seq) {
+            self.proven = ping.after;
+            self.sample(now.saturating_duration_since(ping.at));
         }
         self.answered(now);
     }
@@ -198,7 +227,8 @@ impl Liveness {
     /// Takes in what the counters say. True while there is traffic.
     fn look(&mut self, now: Instant, seen: Seen) -> bool {
         let answered = seen.acked != std::mem::replace(&mut self.acked, seen.acked);
-        let outstanding = seen.sent.wrapping_sub(seen.acked).cast_signed() > 0;
+        let outstanding = seen.sent != seen.settled && seen.sent != self.proven;
+        self.sent = seen.sent;
         if answered {
             self.answered(now);
         } else if self.planned.is_some_and(|planned| now > planned + SLEPT) {
@@ -237,7 +267,7 @@ impl Liveness {
         let grace = if std::mem::take(&mut self.probe) { limits::ANSWER_BOUND } else { self.grace };
         let seq = self.next_seq;
         self.next_seq += 1;
-        self.ping = Some((seq, now));
+        self.ping = Some(Ping { seq, at: now, after: self.sent });
         self.ping_deadline = Some(self.ping_deadline.map_or(now + grace, |deadline| deadline.min(now + grace)));
         seq
     }

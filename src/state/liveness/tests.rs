@@ -70,20 +70,25 @@ fn with_something_outstanding_a_path_is_dead_after_three_seconds_on_battery_too(
 }
 
 #[test]
-fn a_slow_acknowledgement_is_no_death_when_pongs_come() {
+fn what_a_pong_came_after_waits_for_the_application_and_not_for_the_path() {
     let mut judge = Judge::new(Profile::Active, Profile::Active);
     judge.tick(Duration::ZERO);
     assert!(judge.pulse.sent(1));
     let mut step = judge.tick(MS);
-    let mut at = MS;
+    let (mut at, mut pings) = (MS, 0);
     while at < 60 * S {
         at = judge.wake(step);
         step = judge.tick(at);
         assert_eq!(step.dead, None);
         if let Some(seq) = step.ping {
+            pings += 1;
             judge.liveness.pong(seq, judge.start + at + 100 * MS);
         }
     }
+    assert!(pings <= 13, "{pings}: one after a second, then as on an idle path");
+    assert!(judge.pulse.sent(1), "a later send is waited for again");
+    let step = judge.tick(at);
+    assert_eq!(judge.until_dead(step).1, Dead::Unacknowledged);
 }
 
 #[test]
@@ -226,10 +231,11 @@ impl World {
                 }
             } else if send == Some(now) {
                 let (_, delay) = sends.next().unwrap();
-                match self.answer(now, delay.unwrap_or_default()) {
-                    Some(_) if delay.is_none() => {}
-                    Some(back) => drop(arrivals.insert((back, count), Arrival::Ack)),
-                    None => drop(outcome.first_lost.get_or_insert(now)),
+                if let Some(back) = delay.and_then(|delay| self.answer(now, delay)) {
+                    arrivals.insert((back, count), Arrival::Ack);
+                }
+                if self.answer(now, Duration::ZERO).is_none() {
+                    outcome.first_lost.get_or_insert(now);
                 }
                 if judge.pulse.sent(1) {
                     timer = now;
