@@ -67,7 +67,7 @@ pub struct Header<'a> {
 }
 
 impl Message for Header<'_> {
-    const NAME: &str = "call header";
+    const NAME: &'static str = "call header";
     const LIMIT: usize = limits::CALL_HEADER_BYTES;
 
     fn check(&self) -> Result<(), &'static str> {
@@ -112,6 +112,6 @@ impl Tag {
 }
 
 impl Message for Status {
-    const NAME: &str = "status";
+    const NAME: &'static str = "status";
     const LIMIT: usize = limits::STATUS_BYTES;
 }
