@@ -2,5 +2,16 @@
 #![forbid(unsafe_code)]
 
 pub mod id;
+#[doc(hidden)]
+pub mod net;
+pub mod node;
 pub mod policy;
 pub mod proto;
+pub mod service;
+pub mod session;
+#[doc(hidden)]
+pub mod state;
+
+pub use node::Node;
+pub use service::{CallError, Context, Outcome, Receiver, Sender, Service};
+pub use session::{Event, Session};

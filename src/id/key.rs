@@ -96,3 +96,83 @@ fn pair(seed: &[u8; 32]) -> Ed25519KeyPair {
 fn public_key(pair: &Ed25519KeyPair) -> [u8; 32] {
     pair.public_key().as_ref().try_into().expect("an Ed25519 public key has 32 bytes")
 }
+
+#[cfg(test)]
+mod tests {
+    use data_encoding::HEXLOWER;
+
+    use super::*;
+
+    /// Seed, public key, message and signature: RFC 8032, section 7.1, tests 1 to 3.
+    const RFC_8032: [[&str; 4]; 3] = [
+        [
+            "9d61b19deffd5a60ba844af492ec2cc44449c5697b326919703bac031cae7f60",
+            "d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a",
+            "",
+            "e5564300c360ac729086e2cc806e828a84877f1eb8e5d974d873e065224901555fb8821590a33bacc61e39701cf9b46bd25bf5f0595bbe24655141438e7a100b",
+        ],
+        [
+            "4ccd089b28ff96da9db6c346ec114e0f5b8a319f35aba624da8cf6ed4fb8a6fb",
+            "3d4017c3e843895a92b70aa74d1b7ebc9c982ccf2ec4968cc0cd55f12af4660c",
+            "72",
+            "92a009a9f0d4cab8720e820b5f642540a2b27b5416503f8fb3762223ebdb69da085ac1e43e15996e458f3613d0f11d8c387b2eaeb4302aeeb00d291612bb0c00",
+        ],
+        [
+            "c5aa8df43f9f837bedb7442f31dcb7b166d38535076f094b85ce3a2e0b4458f7",
+            "fc51cd8e6218a1a38da47ed00230f0580816ed13ba3303ac5deb911548908025",
+            "af82",
+            "6291d657deec24024827e69c3abe01a30ce548a284743a445e3680d7db5ac3ac18ff9b538d16f290ae67f760984dc6594a7c15e9716ed28dc027beceea1ec40a",
+        ],
+    ];
+
+    fn hex(text: &str) -> Vec<u8> {
+        HEXLOWER.decode(text.as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn keys_and_signatures_are_those_of_rfc_8032() {
+        for [seed, public, message, signature] in RFC_8032.map(|vector| vector.map(hex)) {
+            let key = SecretKey::from_seed(&seed.try_into().unwrap());
+            assert_eq!(key.id().as_bytes().as_slice(), public);
+            assert_eq!(key.sign(&message).as_slice(), signature);
+            assert!(key.id().verify(&message, &signature));
+            for bit in 0..signature.len() * 8 {
+                let mut changed = signature.clone();
+                changed[bit / 8] ^= 1 << (bit % 8);
+                assert!(!key.id().verify(&message, &changed), "bit {bit}");
+            }
+            assert!(!key.id().verify(b"another message", &signature));
+            assert!(!key.id().verify(&message, &signature[..63]));
+            assert!(!SecretKey::from_seed(&[1; 32]).id().verify(&message, &signature));
+        }
+    }
+
+    #[test]
+    fn pkcs8_keeps_the_key_and_is_read_strictly() {
+        let key = SecretKey::generate();
+        let der = key.to_pkcs8_der();
+        assert_eq!(SecretKey::from_pkcs8_der(&der).unwrap().id(), key.id());
+        for end in 0..der.len() {
+            assert_eq!(SecretKey::from_pkcs8_der(&der[..end]).unwrap_err(), KeyError::NotPkcs8);
+        }
+        assert!(SecretKey::from_pkcs8_der(&[der.as_slice(), &[0]].concat()).is_err());
+        assert!(Ed25519KeyPair::from_pkcs8_maybe_unchecked(&der).is_ok(), "others read it too");
+    }
+
+    #[test]
+    fn debug_never_shows_the_seed() {
+        let seed = [0xab; 32];
+        let key = SecretKey::from_seed(&seed);
+        for shown in [format!("{key:?}"), format!("{key:#?}"), format!("{:?}", Some(key.clone()))] {
+            assert!(shown.contains(&key.id().short()));
+            for secret in ["171", "ab, ab", "abab", "0xab", "q6ur"] {
+                assert!(!shown.to_lowercase().contains(secret), "{shown}");
+            }
+        }
+    }
+
+    #[test]
+    fn new_keys_differ() {
+        assert_ne!(SecretKey::generate().id(), SecretKey::generate().id());
+    }
+}

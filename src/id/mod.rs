@@ -5,8 +5,10 @@
 
 pub mod keyfile;
 
+mod envelope;
 mod key;
 mod node_id;
+mod private_file;
 mod ticket;
 
 pub use key::{KeyError, SecretKey};

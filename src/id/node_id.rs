@@ -12,6 +12,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 /// What comes before the base58 text; `z` is multibase's sign for base58btc.
 const DID_PREFIX: &str = "did:key:z";
+/// What the base58 text of every Ed25519 key starts with: MULTICODEC fixes these digits.
+const ED25519_DIGITS: &str = "6Mk";
 /// Multicodec `ed25519-pub` (0xed) as an unsigned varint.
 const MULTICODEC: [u8; 2] = [0xed, 0x01];
 /// Every Ed25519 `did:key` has this many characters: 34 bytes that start with 0xed fill 47 base58 digits.
@@ -89,13 +91,13 @@ pub enum NodeIdError {
     #[error("a node id starts with `{DID_PREFIX}`; give the whole text, as `volt id` prints it")]
     Prefix,
     /// It has the wrong length.
-    #[error("a node id has {DID_CHARS} characters, this one has {chars}; copy the whole text, without spaces")]
+    #[error("a node id has {DID_CHARS} characters, this one has {chars}; copy the whole text")]
     Length {
         /// How many characters it has.
         chars: usize,
     },
     /// A character is no base58 digit.
-    #[error("a node id holds no `{character}` (base58 has no 0, O, I or l); copy the text again")]
+    #[error("a node id holds no {character:?} (only digits and letters, and no 0, O, I or l); copy it again, without spaces")]
     Character {
         /// The first one.
         character: char,
@@ -113,21 +115,20 @@ impl FromStr for NodeId {
 
     fn from_str(text: &str) -> Result<Self, NodeIdError> {
         let digits = text.strip_prefix(DID_PREFIX).ok_or(NodeIdError::Prefix)?;
-        let chars = text.chars().count();
-        if chars > DID_CHARS {
-            return Err(NodeIdError::Length { chars });
+        if !digits.starts_with(ED25519_DIGITS) {
+            return Err(NodeIdError::NotEd25519);
         }
         if let Some(character) = digits.chars().find(|c| !is_base58(*c)) {
             return Err(NodeIdError::Character { character });
         }
-        let bytes = bs58::decode(digits).into_vec().map_err(|_| NodeIdError::Length { chars })?;
-        // Another kind of key may well have another length: name the kind first.
-        let key = match bytes.strip_prefix(&MULTICODEC) {
-            Some(key) => key,
-            None if chars == DID_CHARS => return Err(NodeIdError::NotEd25519),
-            None => return Err(NodeIdError::Length { chars }),
-        };
-        let id = Self(key.try_into().map_err(|_| NodeIdError::Length { chars })?);
+        // From here on all is ASCII.
+        let wrong_length = NodeIdError::Length { chars: text.len() };
+        if text.len() != DID_CHARS {
+            return Err(wrong_length);
+        }
+        let bytes = bs58::decode(digits).into_vec().map_err(|_| wrong_length.clone())?;
+        let key = bytes.strip_prefix(&MULTICODEC).ok_or(NodeIdError::NotEd25519)?;
+        let id = Self(key.try_into().map_err(|_| wrong_length)?);
         if id.is_weak() { Err(NodeIdError::Weak) } else { Ok(id) }
     }
 }
@@ -184,4 +185,112 @@ const fn last(first: &[u8; 1], fill: u8, end: u8) -> [u8; 32] {
     bytes[0] = first[0];
     bytes[31] = end;
     bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use aws_lc_rs::signature::{ED25519, UnparsedPublicKey};
+    use proptest::prelude::*;
+
+    use super::super::SecretKey;
+    use super::*;
+
+    /// W3C CCG did:key, test vectors `ed25519-x25519.json`: the seeds 0, 1, 2, 3, 4 as big-endian numbers.
+    const W3C: [&str; 5] = [
+        "did:key:z6MkiTBz1ymuepAQ4HEHYSF1H8quG5GLVVQR3djdX3mDooWp",
+        "did:key:z6MkjchhfUsD6mmvni8mCdXHw216Xrm9bQe2mBH1P5RDjVJG",
+        "did:key:z6MknGc3ocHs3zdPiJbnaaqDi58NGb4pk1Sp9WxWufuXSdxf",
+        "did:key:z6MkvqoYXQfDDJRv8L4wKzxYeuKyVZBfi9Qo6Ro8MiLH3kDQ",
+        "did:key:z6MkwW6aqMnjgrhJXFUko3NnZPGzVpkNzhYK7yEhnsibmLwL",
+    ];
+
+    #[test]
+    fn ids_are_written_as_in_the_published_vectors() {
+        for (number, did) in W3C.iter().enumerate() {
+            let mut seed = [0; 32];
+            seed[31] = number as u8;
+            let id = SecretKey::from_seed(&seed).id();
+            assert_eq!(id.to_string(), *did);
+            assert_eq!(did.parse(), Ok(id));
+        }
+    }
+
+    #[test]
+    fn the_example_of_the_did_key_specification_is_read() {
+        let did = "did:key:z6MkhaXgBZDvotDkL5257faiztiGiC2QtKLGpbnnEGta2doK";
+        let id: NodeId = did.parse().unwrap();
+        let key = data_encoding::HEXLOWER.encode(id.as_bytes());
+        assert_eq!(key, "2e6fcce36701dc791488e0d0b1745cc1e33a4c1c9fcc41c63bd343dbbe0970e6");
+        assert_eq!((id.to_string().as_str(), id.short().as_str()), (did, "z6MkhaXgBZ"));
+        assert_eq!(format!("{id:?}"), "NodeId(z6MkhaXgBZ)");
+    }
+
+    #[test]
+    fn other_texts_are_refused_each_with_its_own_error() {
+        use NodeIdError::*;
+        let did = W3C[0];
+        let cases = [
+            ("", Prefix),
+            ("z6MkiTBz1ymuepAQ4HEHYSF1H8quG5GLVVQR3djdX3mDooWp", Prefix),
+            ("DID:key:z6MkiTBz1ymuepAQ4HEHYSF1H8quG5GLVVQR3djdX3mDooWp", Prefix),
+            ("did:web:example.com", Prefix),
+            // Published did:key texts of X25519, secp256k1, P-256 and BLS keys.
+            ("did:key:z6LSbysY2xFMRpGMhb7tFTLMpeuPRaqaWM1yECx2AtzE3KCc", NotEd25519),
+            ("did:key:zQ3shokFTS3brHcDQrn82RUDfCZESWL1ZdCEJwekUDPQiYBme", NotEd25519),
+            ("did:key:zDnaerDaTF5BXEavCrfRZEk316dpbLsfPDZ3WJ5hRTPFU2169", NotEd25519),
+            (&did[..55], Length { chars: 55 }),
+            (&format!("{did}1"), Length { chars: 57 }),
+            (&format!("{did} "), Character { character: ' ' }),
+            (&format!("{did}#key"), Character { character: '#' }),
+            (&did.replace("mu", "m0"), Character { character: '0' }),
+            (&did.replace("mu", "mü"), Character { character: 'ü' }),
+        ];
+        for (text, error) in cases {
+            assert_eq!(text.parse::<NodeId>(), Err(error), "{text}");
+        }
+    }
+
+    #[test]
+    fn keys_for_which_anybody_can_sign_prove_nothing() {
+        // With S = 0 the signature holds when R = -h A, and h A takes eight values at most: some R of small order fits.
+        let points: Vec<[u8; 32]> = SMALL_ORDER.iter().flat_map(|p| [0, 0x80].map(|sign| flip(*p, sign))).collect();
+        let mut forged = 0;
+        for point in &points {
+            let id = NodeId::from_bytes(*point);
+            assert_eq!(id.to_string().parse::<NodeId>(), Err(NodeIdError::Weak));
+            for r in &points {
+                let signature = [*r, [0; 32]].concat();
+                forged += usize::from(UnparsedPublicKey::new(&ED25519, point).verify(b"hello", &signature).is_ok());
+                assert!(!id.verify(b"hello", &signature));
+            }
+        }
+        assert!(forged >= 8, "the plain algorithm accepts them ({forged}), which is why they are refused here");
+    }
+
+    fn flip(mut point: [u8; 32], sign: u8) -> [u8; 32] {
+        point[31] |= sign;
+        point
+    }
+
+    proptest! {
+        #[test]
+        fn every_id_survives_text_json_and_bincode(bytes: [u8; 32]) {
+            let id = NodeId::from_bytes(bytes);
+            prop_assert_eq!(id.to_string().len(), DID_CHARS);
+            prop_assert_eq!(id.to_string().parse(), Ok(id));
+            let json = serde_json::to_string(&id).unwrap();
+            prop_assert_eq!(&json, &format!("\"{id}\""));
+            prop_assert_eq!(serde_json::from_str::<NodeId>(&json).unwrap(), id);
+            let binary = bincode::encode_to_vec(id, bincode::config::standard()).unwrap();
+            prop_assert_eq!(&binary[..], &bytes);
+            prop_assert_eq!(bincode::decode_from_slice(&binary, bincode::config::standard()).unwrap(), (id, 32));
+        }
+
+        #[test]
+        fn any_text_that_is_read_is_the_one_text_of_its_id(text in "did:key:z6Mk[1-9A-Za-z]{40,50}") {
+            if let Ok(id) = text.parse::<NodeId>() {
+                prop_assert_eq!(id.to_string(), text);
+            }
+        }
+    }
 }

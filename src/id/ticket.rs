@@ -290,3 +290,6 @@ impl Reader<'_> {
 fn content(what: &'static str) -> TicketError {
     TicketError::Content { what }
 }
+
+#[cfg(test)]
+mod tests;

@@ -227,7 +227,8 @@ fn handshake_text(error: quinn::ConnectionError) -> String {
 
 fn peer(connection: &quinn::Connection) -> Result<NodeId, String> {
     let identity = connection.peer_identity().ok_or("the peer presented no certificate")?;
-    let certificates = identity.downcast::<Vec<CertificateDer<'static>>>().map_err(|_| "the peer's identity is no certificate")?;
+    let certificates =
+        identity.downcast::<Vec<CertificateDer<'static>>>().map_err(|_| "the peer's identity is no certificate")?;
     tls::peer_id(&certificates).map_err(|error| error.to_string())
 }
 

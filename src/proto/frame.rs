@@ -92,6 +92,15 @@ impl Frames {
         self.limit = limit;
     }
 
+    /// The length of the frame that has begun to arrive and is not whole yet. Known after [`next_frame`](Self::next_frame) has
+    /// returned `None`, so that room can be set aside before the rest is read.
+    pub fn announced(&self) -> Option<usize> {
+        match &self.state {
+            State::Body { length, .. } => Some(*length),
+            State::Length | State::Broken(_) => None,
+        }
+    }
+
     /// Takes in the next bytes of the stream. Pushed before [`next_frame`](Self::next_frame) has returned `None`, they are
     /// joined to what is left, which copies both.
     pub fn push(&mut self, chunk: Bytes) {

@@ -1,0 +1,277 @@
+//! `volt bench`: what a call, a byte and a session cost here, beside raw quinn doing the same work in the same run.
+//! It measures and reports; it never judges, and it tunes neither side.
+//!
+//! Each [`Workload`] is run by each [`Side`] in turn, round after round (volt, baseline, volt, baseline …), so that whatever else
+//! the machine does falls on both. Every run has a fresh server process and a fresh client thread.
+
+mod baseline;
+mod measure;
+mod process;
+mod report;
+mod volt;
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use report::Rounds;
+
+/// The hidden subcommand by which `volt bench` starts its own binary as the server; see [`serve`].
+pub const SERVER_COMMAND: &str = "bench-server";
+
+/// What to measure and how long.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Only this group; all of them if none is named.
+    pub only: Option<Group>,
+    /// How often each side runs each workload. The median of the rounds is reported. At least 1; odd numbers make a real median.
+    pub rounds: usize,
+    /// How long one measurement takes, after a fifth of that to warm up. Transfers and idle sessions have a size instead.
+    pub time: Duration,
+    /// JSON Lines instead of a table.
+    pub json: bool,
+    /// The binary that serves, which must know [`SERVER_COMMAND`]. The running one if none is named.
+    pub server: Option<PathBuf>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { only: None, rounds: 5, time: Duration::from_millis(500), json: false, server: None }
+    }
+}
+
+/// What `volt bench GROUP` names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Group {
+    /// Calls: one request, one reply.
+    Unary,
+    /// Bytes on one stream.
+    Stream,
+    /// Establishing sessions and holding them.
+    Sessions,
+}
+
+impl Group {
+    /// As written on the command line and in `"bench"`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Unary => "unary",
+            Self::Stream => "stream",
+            Self::Sessions => "sessions",
+        }
+    }
+}
+
+/// One thing to do, the same for both sides.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Workload {
+    /// Calls with request and reply of `body` bytes, `in_flight` at a time over one session. One at a time gives latencies,
+    /// more give a rate.
+    Calls {
+        /// Bytes of the request, and of the reply.
+        body: usize,
+        /// Calls under way at any moment.
+        in_flight: usize,
+    },
+    /// The client sends `bytes` on one stream; the server drops them and says when it has seen the end.
+    Bulk {
+        /// How many in all.
+        bytes: u64,
+    },
+    /// New sessions, each from nothing to "both ends have proved themselves", then closed.
+    Dials {
+        /// Dials under way at any moment.
+        concurrency: usize,
+    },
+    /// What the server's memory grows by for each session that does nothing.
+    Idle {
+        /// Sessions held.
+        sessions: usize,
+    },
+}
+
+impl Workload {
+    /// All of them, or those of one group.
+    fn list(only: Option<Group>) -> Vec<Self> {
+        const MIB: u64 = 1 << 20;
+        let all = [
+            Self::Calls { body: 64, in_flight: 1 },
+            Self::Calls { body: 64, in_flight: 64 },
+            Self::Calls { body: 1 << 10, in_flight: 64 },
+            Self::Calls { body: 16 << 10, in_flight: 64 },
+            Self::Bulk { bytes: 256 * MIB },
+            Self::Dials { concurrency: 16 },
+            Self::Idle { sessions: 1_000 },
+        ];
+        all.into_iter().filter(|workload| only.is_none_or(|group| workload.group() == group)).collect()
+    }
+
+    fn group(&self) -> Group {
+        match self {
+            Self::Calls { .. } => Group::Unary,
+            Self::Bulk { .. } => Group::Stream,
+            Self::Dials { .. } | Self::Idle { .. } => Group::Sessions,
+        }
+    }
+
+    /// What makes it differ from others of its group, as (name, number).
+    fn params(&self) -> Vec<(&'static str, u64)> {
+        match *self {
+            Self::Calls { body, in_flight } => vec![("body", body as u64), ("in_flight", in_flight as u64)],
+            Self::Bulk { bytes } => vec![("bytes", bytes)],
+            Self::Dials { concurrency } => vec![("concurrency", concurrency as u64)],
+            Self::Idle { sessions } => vec![("idle", sessions as u64)],
+        }
+    }
+}
+
+/// What can be measured. The unit is last in the name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Metric {
+    /// Half of the calls took at most this long. Lower is better, as for all but the rates.
+    P50Us,
+    /// 99 of 100 calls took at most this long.
+    P99Us,
+    /// Calls answered per second.
+    CallsPerS,
+    /// Millions of bytes per second.
+    MbPerS,
+    /// Sessions established per second.
+    SessionsPerS,
+    /// Resident memory of the server per idle session.
+    KibPerSession,
+}
+
+impl Metric {
+    /// As written in `"metric"`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::P50Us => "p50_us",
+            Self::P99Us => "p99_us",
+            Self::CallsPerS => "calls_per_s",
+            Self::MbPerS => "mb_per_s",
+            Self::SessionsPerS => "sessions_per_s",
+            Self::KibPerSession => "kib_per_session",
+        }
+    }
+
+    /// Whether more of it is better.
+    pub fn higher_is_better(self) -> bool {
+        matches!(self, Self::CallsPerS | Self::MbPerS | Self::SessionsPerS)
+    }
+}
+
+/// What one run of a workload gave. Both sides give the same metrics in the same order.
+pub type Figures = Vec<(Metric, f64)>;
+
+/// One of the two that do the work: volt, or raw quinn.
+trait Side {
+    /// The name by which [`serve`] knows its server.
+    fn name(&self) -> &'static str;
+
+    /// Does the work once, with a server process and a client of its own. Calls and dials go on for `time`.
+    fn run(&self, workload: &Workload, time: Duration) -> Result<Figures, BenchError>;
+}
+
+/// Who takes part.
+struct Sides {
+    volt: Box<dyn Side>,
+    baseline: Box<dyn Side>,
+}
+
+/// Why there are no figures.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BenchError {
+    /// The server process could not be started, or said nothing that we understand.
+    #[error("cannot start {program} as the {side} server: {error}; is it the volt binary of this version?")]
+    Server {
+        /// The binary.
+        program: String,
+        /// Which server.
+        side: String,
+        /// What the system says.
+        error: io::Error,
+    },
+    /// A side failed at its work.
+    #[error("the {side} side failed at {work}: {why}")]
+    Failed {
+        /// Which one.
+        side: &'static str,
+        /// At what.
+        work: String,
+        /// Its reason.
+        why: String,
+    },
+    /// [`serve`] was asked for a server that does not exist.
+    #[error("there is no {0:?} server; this command is started by `volt bench` only")]
+    NoSuchSide(String),
+    /// The figures could not be written.
+    #[error("cannot write the figures: {0}")]
+    Output(#[from] io::Error),
+}
+
+/// Runs the workloads and writes the figures to `out`: a JSON line per metric as soon as it is known, or one table at the
+/// end. Says on `talk` what it is doing. Blocks for about `rounds` x 4 s with the default time; must not run on a thread that
+/// drives a tokio runtime.
+pub fn run(options: &Options, out: &mut dyn Write, talk: &mut dyn Write) -> Result<(), BenchError> {
+    let sides = sides(options)?;
+    let mut done = Vec::new();
+    for workload in Workload::list(options.only) {
+        writeln!(talk, "{}", report::title(&workload))?;
+        let rounds = interleave(&sides, &workload, options)?;
+        if options.json {
+            report::json_lines(&workload, &rounds, out)?;
+        }
+        done.push((workload, rounds));
+    }
+    if !options.json {
+        report::table(&done, options.rounds.max(1), out)?;
+    }
+    Ok(())
+}
+
+/// The server's process: what runs under [`SERVER_COMMAND`]. Writes one line, `{"at": "…"}`, when it can be dialled, and ends when
+/// stdin is closed, so that it never outlives whoever started it.
+pub fn serve(side: &str) -> Result<(), BenchError> {
+    match side {
+        baseline::NAME => baseline::serve(io::stdout(), io::stdin()),
+        volt::NAME => volt::serve(io::stdout(), io::stdin()),
+        other => Err(BenchError::NoSuchSide(other.to_owned())),
+    }
+}
+
+fn sides(options: &Options) -> Result<Sides, BenchError> {
+    let program = match &options.server {
+        Some(program) => program.clone(),
+        None => std::env::current_exe()?,
+    };
+    Ok(Sides { volt: Box::new(volt::Volt { program: program.clone() }), baseline: Box::new(baseline::Baseline { program }) })
+}
+
+fn interleave(sides: &Sides, workload: &Workload, options: &Options) -> Result<Rounds, BenchError> {
+    let mut rounds = Rounds::default();
+    for _ in 0..options.rounds.max(1) {
+        rounds.volt.push(sides.volt.run(workload, options.time)?);
+        rounds.baseline.push(sides.baseline.run(workload, options.time)?);
+    }
+    Ok(rounds)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_group_selects_its_workloads_and_none_selects_all() {
+        let unary = Workload::list(Some(Group::Unary));
+        assert!(unary.iter().all(|workload| workload.group() == Group::Unary));
+        assert_eq!(unary.len(), 4);
+        assert_eq!(Workload::list(None).len(), 7);
+    }
+
+    #[test]
+    fn a_server_of_no_side_is_refused() {
+        assert!(matches!(serve("nobody"), Err(BenchError::NoSuchSide(_))));
+    }
+}

@@ -1,0 +1,98 @@
+//! The server's process, seen from the client: started, asked where it is and how much memory it holds, and ended. It never
+//! outlives this handle.
+
+use std::io::{self, BufRead, BufReader};
+use std::path::Path;
+use std::process::{Child, ChildStdin, Command, Stdio};
+
+use serde_json::{Value, json};
+
+use super::{BenchError, SERVER_COMMAND};
+
+/// A running server. Dropping it ends the process and waits for that.
+pub struct ServerProcess {
+    child: Child,
+    stdin: Option<ChildStdin>,
+    at: String,
+}
+
+impl ServerProcess {
+    /// Starts `program` as the server of `side` and waits until it says where it is.
+    pub fn start(program: &Path, side: &str) -> Result<Self, BenchError> {
+        Self::spawn(program, side).map_err(|error| BenchError::Server {
+            program: program.display().to_string(),
+            side: side.to_owned(),
+            error,
+        })
+    }
+
+    /// Where to dial it, in its side's own words.
+    pub fn at(&self) -> &str {
+        &self.at
+    }
+
+    /// Its resident memory in KiB.
+    pub fn resident_kib(&self) -> io::Result<u64> {
+        let pid = self.child.id();
+        match std::fs::read_to_string(format!("/proc/{pid}/status")) {
+            Ok(status) => status
+                .lines()
+                .find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix("kB")?.trim().parse().ok())
+                .ok_or_else(|| io::Error::other("the kernel does not say")),
+            Err(_) => resident_kib_by_ps(pid),
+        }
+    }
+
+    fn spawn(program: &Path, side: &str) -> io::Result<Self> {
+        let mut child =
+            Command::new(program).args([SERVER_COMMAND, side]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+        let stdin = child.stdin.take();
+        let stdout = child.stdout.take().expect("stdout was asked to be a pipe");
+        let mut server = Self { child, stdin, at: String::new() };
+        let mut line = String::new();
+        BufReader::new(stdout).read_line(&mut line)?;
+        server.at = read_ready(&line).ok_or_else(|| io::Error::other(format!("it said {line:?}")))?;
+        Ok(server)
+    }
+}
+
+impl Drop for ServerProcess {
+    fn drop(&mut self) {
+        drop(self.stdin.take());
+        let _ = self.child.wait();
+    }
+}
+
+/// The line by which a server says where to dial it.
+pub fn ready(at: &str) -> String {
+    json!({ "at": at }).to_string()
+}
+
+fn read_ready(line: &str) -> Option<String> {
+    let ready: Value = serde_json::from_str(line).ok()?;
+    Some(ready.get("at")?.as_str()?.to_owned())
+}
+
+/// Where there is no /proc, as on macOS.
+fn resident_kib_by_ps(pid: u32) -> io::Result<u64> {
+    let output = Command::new("ps").args(["-o", "rss=", "-p", &pid.to_string()]).output()?;
+    String::from_utf8_lossy(&output.stdout).trim().parse().map_err(|_| io::Error::other("ps does not say"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_ready_line_is_read_as_it_was_written() {
+        assert_eq!(read_ready(&ready("127.0.0.1:1")).as_deref(), Some("127.0.0.1:1"));
+        assert_eq!(read_ready(""), None);
+        assert_eq!(read_ready("{\"at\": 1}"), None);
+    }
+
+    #[test]
+    fn a_program_that_is_no_server_is_an_error_that_names_it() {
+        let error = ServerProcess::start(Path::new("/nonexistent/volt"), "baseline").err().unwrap();
+        assert!(error.to_string().contains("/nonexistent/volt"), "{error}");
+    }
+}

@@ -1,0 +1,15 @@
+//! The network: endpoints, links and what proves who is at the other end. The only room that names quinn, rustls and rcgen.
+//! Knows nothing of sessions or calls.
+
+pub(crate) mod certificate;
+mod endpoint;
+mod link;
+mod runtime;
+#[doc(hidden)]
+pub mod sim;
+mod socket;
+pub(crate) mod tls;
+
+pub use endpoint::{BindError, DialError, Endpoint, RestartKeys, Transport};
+pub use link::{Link, LostReason, PathError, PathRecv, PathSend};
+pub use runtime::Network;

@@ -1,0 +1,269 @@
+//! [`Builder`]: what a node is to be, checked and made real by [`Builder::bind`].
+
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::config::{Config, DEFAULT_LISTEN, PeerRef};
+use super::home::{Home, Lock, files};
+use super::rules::Rules;
+use super::store::{self, Store};
+use super::{BindError, Node, Parts};
+use crate::id::{SecretKey, Ticket, keyfile};
+use crate::net::{self, Endpoint, Network, RestartKeys, Transport};
+use crate::policy::{PolicyInput, Rule};
+use crate::proto::control::{BootId, Profile, Role};
+use crate::service::{Registry, Server, Service};
+use crate::session::{Hub, Own};
+
+/// What a node is to be. Made by [`Node::builder`].
+///
+/// With a [home](Builder::home) the node keeps its key, its peers and its rules there; without one it is a new node each time.
+#[derive(Debug, Default)]
+#[must_use = "a builder does nothing until it binds"]
+pub struct Builder {
+    config: Config,
+    /// Whether the configuration was given whole, and the home's is not to be read.
+    whole: bool,
+    passphrase: Option<String>,
+    key: Option<SecretKey>,
+    services: Vec<Service>,
+    visitor: bool,
+    transport: Option<Transport>,
+    seed: Option<u64>,
+}
+
+impl Builder {
+    /// The directory the node keeps everything in; made if it is not there. What `volt.toml` in it says is read too.
+    pub fn home(mut self, path: impl Into<PathBuf>) -> Self {
+        self.config.home = Some(path.into());
+        self
+    }
+
+    /// The whole configuration; its home replaces the one set before. What `volt.toml` in that home says is not read.
+    pub fn config(mut self, config: Config) -> Self {
+        self.config = config;
+        self.whole = true;
+        self
+    }
+
+    /// The passphrase of the key in the home; also for making one.
+    pub fn passphrase(mut self, passphrase: impl Into<String>) -> Self {
+        self.passphrase = Some(passphrase.into());
+        self
+    }
+
+    /// The node's key, instead of the one in the home.
+    pub fn key(mut self, key: SecretKey) -> Self {
+        self.key = Some(key);
+        self
+    }
+
+    /// Serves this service from the start. Who may call it is up to the policy: by default nobody.
+    pub fn service(mut self, service: Service) -> Self {
+        self.services.push(service);
+        self
+    }
+
+    /// Listens at this address too. Without any: `[::]:8658`, or another port if that is taken; without a home, any port.
+    pub fn listen(mut self, address: SocketAddr) -> Self {
+        self.config.listen.push(address);
+        self
+    }
+
+    /// What the node calls itself, for display.
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.config.name = Some(name.into());
+        self
+    }
+
+    /// How eagerly idle paths are watched.
+    pub fn profile(mut self, profile: Profile) -> Self {
+        self.config.profile = profile;
+        self
+    }
+
+    /// Anyone may connect and call everything this node serves, unless a rule denies it.
+    pub fn open(mut self, open: bool) -> Self {
+        self.config.open = open;
+        self
+    }
+
+    /// Adds a rule, as if it stood in the configuration.
+    pub fn rule(mut self, rule: Rule) -> Self {
+        self.config.rules.push(rule);
+        self
+    }
+
+    /// Keeps a session with this peer from the start.
+    pub fn connect(mut self, ticket: Ticket) -> Self {
+        self.config.connect.push(PeerRef::Ticket(Box::new(ticket)));
+        self
+    }
+
+    /// A short-lived node beside the one that owns the home: the same key, another port, nothing written. It is nobody's
+    /// presence and supersedes nobody.
+    pub fn visitor(mut self) -> Self {
+        self.visitor = true;
+        self
+    }
+
+    /// Sends and receives through something other than UDP sockets.
+    #[doc(hidden)]
+    pub fn transport(mut self, transport: Transport) -> Self {
+        self.transport = Some(transport);
+        self
+    }
+
+    /// Draws the times of attempts from this seed.
+    #[doc(hidden)]
+    pub fn seed(mut self, seed: u64) -> Self {
+        self.seed = Some(seed);
+        self
+    }
+
+    /// Opens the home, binds the sockets and starts the node. On a current-thread runtime the node lives there; anywhere else
+    /// its network gets a thread of its own.
+    ///
+    /// Not cancel-safe in this sense: dropped half-way, what was made in the home stays there.
+    ///
+    /// # Errors
+    /// [`BindError`], which says what to do. Nothing runs then.
+    pub async fn bind(self) -> Result<Node, BindError> {
+        let kept = tokio::task::spawn_blocking({
+            let (home, key, passphrase, visitor) = (self.config.home.clone(), self.key.clone(), self.passphrase, self.visitor);
+            let read = !self.whole;
+            move || Kept::open(home, key, passphrase.as_deref(), visitor, read)
+        });
+        let mut kept = kept.await.map_err(|error| BindError::System(error.to_string()))??;
+        let mut config = overlay(kept.config.take(), self.config);
+        config.check()?;
+        let stored_rules = kept.stored_rules.iter().cloned();
+        let rules = Rules::new(PolicyInput {
+            rules: config.rules.drain(..).chain(stored_rules).collect(),
+            groups: std::mem::take(&mut config.groups),
+            open: config.open,
+            ..PolicyInput::default()
+        })?;
+        let registry = Registry::default();
+        for service in self.services {
+            registry.add(service)?.keep();
+        }
+
+        let network = Network::choose().map_err(net::BindError::System)?;
+        let endpoint = match self.transport {
+            Some(transport) => Endpoint::bind(&kept.key, &kept.restart, transport, &network)?,
+            None => kept.bind(&config.listen, self.visitor, &network)?,
+        };
+        let own = Own {
+            id: kept.key.id(),
+            boot: BootId::random(),
+            role: if self.visitor { Role::Visitor } else { Role::Node },
+            name: config.name.clone().unwrap_or_default(),
+            profile: config.profile,
+            seed: self.seed.unwrap_or_else(rand::random),
+        };
+        let runtime = tokio::runtime::Handle::try_current().ok().filter(is_multi_thread);
+        let server = Arc::new(Server::new(registry.clone(), runtime));
+        let (hub, tasks) = Hub::new(own, endpoint, rules.handle().clone(), server.clone());
+        let parts = Parts { hub, rules, registry, server, network, home: kept.home, store: kept.store, lock: kept.lock };
+        Node::start(parts, tasks, config.connect, kept.stored_peers).await
+    }
+}
+
+fn is_multi_thread(handle: &tokio::runtime::Handle) -> bool {
+    handle.runtime_flavor() == tokio::runtime::RuntimeFlavor::MultiThread
+}
+
+/// What the program asked for, on top of what the home's configuration says.
+fn overlay(file: Option<Config>, asked: Config) -> Config {
+    let Some(file) = file else { return asked };
+    Config {
+        home: asked.home,
+        listen: if asked.listen.is_empty() { file.listen } else { asked.listen },
+        name: asked.name.or(file.name),
+        profile: if asked.profile == Profile::default() { file.profile } else { asked.profile },
+        connect: file.connect.into_iter().chain(asked.connect).collect(),
+        rules: file.rules.into_iter().chain(asked.rules).collect(),
+        groups: file.groups,
+        open: file.open || asked.open,
+        exempt: file.exempt,
+        limits: file.limits,
+    }
+}
+
+/// What a home holds for a node, or what stands in for it.
+struct Kept {
+    key: SecretKey,
+    restart: RestartKeys,
+    home: Option<Home>,
+    store: Option<Arc<Store>>,
+    lock: Option<Lock>,
+    config: Option<Config>,
+    stored_rules: Vec<Rule>,
+    stored_peers: Vec<store::Peer>,
+}
+
+impl Kept {
+    /// Reads files, so it is not for an asynchronous thread.
+    fn open(
+        home: Option<PathBuf>,
+        key: Option<SecretKey>,
+        passphrase: Option<&str>,
+        visitor: bool,
+        read: bool,
+    ) -> Result<Self, BindError> {
+        let Some(path) = home else {
+            let key = key.unwrap_or_else(SecretKey::generate);
+            let (stored_rules, stored_peers) = Default::default();
+            let restart = RestartKeys::random();
+            return Ok(Self { key, restart, home: None, store: None, lock: None, config: None, stored_rules, stored_peers });
+        };
+        let home = if visitor { Home::existing(&path)? } else { Home::open(&path)? };
+        let config = read.then(|| Config::read(&home)).transpose()?;
+        let identity = home.file(files::IDENTITY);
+        let key = match (key, visitor) {
+            (Some(key), _) => key,
+            (None, true) => keyfile::load(&identity, passphrase)?,
+            (None, false) => keyfile::load_or_create(&identity, passphrase)?,
+        };
+        let (lock, store, restart) = if visitor {
+            (None, Store::open_read_only(home.file(files::STORE))?, RestartKeys::random())
+        } else {
+            (Some(home.lock()?), Store::open(home.file(files::STORE))?, restart_keys(&home)?)
+        };
+        let (stored_rules, stored_peers) = (store.rules()?, store.peers()?);
+        Ok(Self { key, restart, home: Some(home), store: Some(Arc::new(store)), lock, config, stored_rules, stored_peers })
+    }
+
+    /// Binds where the configuration says; without a word from it, at the default port, the one chosen before, or a free one.
+    fn bind(&self, listen: &[SocketAddr], visitor: bool, network: &Network) -> Result<Endpoint, BindError> {
+        let bind = |addresses: Vec<SocketAddr>| Endpoint::bind(&self.key, &self.restart, Transport::Udp(addresses), network);
+        if !listen.is_empty() && !visitor {
+            return Ok(bind(listen.to_vec())?);
+        }
+        let any = |port: u16| {
+            let v4 = || bind(vec![(Ipv4Addr::UNSPECIFIED, port).into()]);
+            bind(vec![(Ipv6Addr::UNSPECIFIED, port).into()]).or_else(|_| v4())
+        };
+        let Some(home) = self.home.as_ref().filter(|_| !visitor) else { return Ok(any(0)?) };
+        let chosen = home.port()?;
+        if let Ok(endpoint) = any(chosen.unwrap_or(DEFAULT_LISTEN.port())) {
+            return Ok(endpoint);
+        }
+        let endpoint = any(0)?;
+        if let Some(address) = endpoint.local().first() {
+            tracing::warn!(port = address.port(), "the usual port is taken; this one is used, and kept for later");
+            home.remember_port(address.port())?;
+        }
+        Ok(endpoint)
+    }
+}
+
+fn restart_keys(home: &Home) -> Result<RestartKeys, BindError> {
+    let mut restart = RestartKeys::random();
+    restart.reset.copy_from_slice(&keyfile::read_or_create_secret(&home.file(files::RESET_KEY), 64)?);
+    let connection_id = keyfile::read_or_create_secret(&home.file(files::CONNECTION_ID_KEY), 16)?;
+    restart.connection_id = u64::from_le_bytes(std::array::from_fn(|at| connection_id[at]));
+    Ok(restart)
+}

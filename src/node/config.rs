@@ -1,0 +1,116 @@
+//! How a node behaves: a plain [`Config`], from code or from `volt.toml`. It opens no socket and no store; the environment and
+//! the command line are read elsewhere, and win over the file.
+
+mod duration;
+mod file;
+mod limits;
+mod peer_ref;
+mod prefix;
+
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
+
+pub use duration::{DurationError, parse_duration};
+pub use file::ConfigError;
+pub use limits::Limits;
+pub use peer_ref::{PeerRef, PeerRefError};
+pub use prefix::{Prefix, PrefixError};
+
+pub use crate::policy::Groups;
+use crate::policy::Rule;
+pub use crate::proto::control::Profile;
+use crate::proto::limits::NAME_BYTES;
+
+/// Where a node listens unless told otherwise: every address, IPv6 and IPv4. Where there is no IPv6 it is `0.0.0.0`, and if
+/// the port is taken a free one is chosen once and kept in the home.
+pub const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 8658);
+
+/// Most addresses one node listens at.
+pub const LISTEN: usize = 16;
+/// Most peers `connect` names.
+pub const CONNECT: usize = 1_024;
+/// Most ranges `exempt` names.
+pub const EXEMPT: usize = 1_024;
+
+/// A commented `volt.toml`, for people to start from.
+pub const EXAMPLE: &str = include_str!("config/example.toml");
+
+/// How a node behaves. [`Config::default`] is a node that listens, dials nobody, and denies everything.
+///
+/// In `volt.toml`:
+///
+/// ```toml
+#[doc = include_str!("config/example.toml")]
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// The home directory. `None`: [`default_home`](super::home::default_home). Not in `volt.toml`, which is in the home.
+    pub home: Option<PathBuf>,
+    /// Where to listen, at most [`LISTEN`] addresses. Empty: [`DEFAULT_LISTEN`], with what to do if that is taken.
+    pub listen: Vec<SocketAddr>,
+    /// What this node calls itself, for display at its peers: 1 to 255 bytes without control characters.
+    pub name: Option<String>,
+    /// How eagerly idle paths are watched. Default [`Profile::Active`].
+    pub profile: Profile,
+    /// Peers to hold a session with, besides those the store remembers; at most [`CONNECT`].
+    pub connect: Vec<PeerRef>,
+    /// The rules of the configuration, each of [`Source::Config`](crate::policy::Source::Config).
+    pub rules: Vec<Rule>,
+    /// The groups that rules may name.
+    pub groups: Groups,
+    /// Anyone may connect and call everything this node serves, unless a rule denies it. Default `false`.
+    pub open: bool,
+    /// Addresses whose handshakes are not rated, at most [`EXEMPT`] besides [`Prefix::LOOPBACK`], which is the default.
+    pub exempt: Vec<Prefix>,
+    /// The bounds an operator may change.
+    pub limits: Limits,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            home: None,
+            listen: Vec::new(),
+            name: None,
+            profile: Profile::Active,
+            connect: Vec::new(),
+            rules: Vec::new(),
+            groups: Groups::new(),
+            open: false,
+            exempt: Prefix::LOOPBACK.to_vec(),
+            limits: Limits::default(),
+        }
+    }
+}
+
+impl Config {
+    /// Whether handshakes from this address are not rated.
+    pub fn is_exempt(&self, address: IpAddr) -> bool {
+        self.exempt.iter().any(|prefix| prefix.contains(address))
+    }
+
+    /// Checks what types alone do not: lengths, counts, and the ranges of the limits. [`Config::read`] has done it already.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        let wrong = |field: &'static str, message: String| Err(ConfigError::Value { field, message });
+        if let Some(name) = &self.name
+            && (name.is_empty() || name.len() > NAME_BYTES || name.chars().any(char::is_control))
+        {
+            return wrong("name", format!("name has 1 to {NAME_BYTES} bytes and no control characters"));
+        }
+        let counts = [
+            ("listen", self.listen.len(), LISTEN),
+            ("connect", self.connect.len(), CONNECT),
+            ("exempt", self.exempt.len(), EXEMPT + 2),
+        ];
+        if let Some((field, got, most)) = counts.into_iter().find(|(_, got, most)| got > most) {
+            return wrong(field, format!("{field} names {got}, and may name at most {most}"));
+        }
+        if self.listen.iter().zip(1..).any(|(address, after)| self.listen[after..].contains(address)) {
+            return wrong("listen", "listen names an address twice".to_owned());
+        }
+        match self.limits.out_of_range() {
+            Some((field, message)) => wrong(field, message),
+            None => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,153 @@
+//! The bounds an operator may change, where they start, and how far they go. All others are fixed in [`crate::proto::limits`].
+
+use std::fmt::Display;
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use super::duration;
+use crate::proto::limits;
+
+/// The bounds an operator may change. The default of each is the constant of [`crate::proto::limits`] that it names.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Limits {
+    /// Sessions of this node, 1 to 100,000. [`limits::SESSIONS`]
+    pub sessions: usize,
+    /// Sessions from one address (IPv6: /64) of peers no rule names, 1 to 100,000. [`limits::SESSIONS_PER_ADDRESS`]
+    pub sessions_per_address: usize,
+    /// Handshakes under way, 1 to 65,536. [`limits::PENDING_HANDSHAKES`]
+    pub pending_handshakes: usize,
+    /// Handshakes under way above which newcomers must prove their address, 0 to 65,536. [`limits::RETRY_ABOVE`]
+    pub retry_above: usize,
+    /// Handshakes per second and address (IPv6: /64), 1 to 100,000. [`limits::HANDSHAKES_PER_SECOND`]
+    pub handshakes_per_second: u32,
+    /// Handshakes an address (IPv6: /64) may start at once, 1 to 100,000. [`limits::HANDSHAKE_BURST`]
+    pub handshake_burst: u32,
+    /// Visitors of one identity at once, 0 to 1,024. [`limits::VISITORS`]
+    pub visitors: usize,
+    /// Calls in flight per session and direction, 1 to 1,024. [`limits::CALLS_IN_FLIGHT`]
+    pub calls_in_flight: usize,
+    /// Bodies and answers held for one session, in bytes: 4 MiB (one body always fits) to 1 GiB. [`limits::SESSION_BODY_BYTES`]
+    pub session_body_bytes: usize,
+    /// Buffers held for all sessions, in bytes: 16 MiB to 1 TiB. [`limits::NODE_BUFFER_BYTES`]
+    pub node_buffer_bytes: usize,
+    /// Send and receive buffers asked of the kernel, in bytes: 64 KiB to 256 MiB. [`limits::SOCKET_BUFFER_BYTES`]
+    pub socket_buffer_bytes: usize,
+    /// How long a session without a path can be resumed, 1 s to 1 h. [`limits::RESUME_WINDOW`]
+    #[serde(deserialize_with = "duration::from_text")]
+    pub resume_window: Duration,
+    /// Largest ceiling of the time between two attempts to dial, 1 s to 1 h. [`limits::BACKOFF_MAX`]
+    #[serde(deserialize_with = "duration::from_text")]
+    pub backoff_max: Duration,
+    /// Deadline of a unary call that names none, 1 ms to `call_deadline_max`. [`limits::CALL_DEADLINE`]
+    #[serde(deserialize_with = "duration::from_text")]
+    pub call_deadline: Duration,
+    /// Longest deadline of a unary call, 1 s to 24 h. [`limits::CALL_DEADLINE_MAX`]
+    #[serde(deserialize_with = "duration::from_text")]
+    pub call_deadline_max: Duration,
+    /// How long a node going down waits for its calls in flight, 0 s to 1 h. [`limits::DRAIN`]
+    #[serde(deserialize_with = "duration::from_text")]
+    pub drain: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            sessions: limits::SESSIONS,
+            sessions_per_address: limits::SESSIONS_PER_ADDRESS,
+            pending_handshakes: limits::PENDING_HANDSHAKES,
+            retry_above: limits::RETRY_ABOVE,
+            handshakes_per_second: limits::HANDSHAKES_PER_SECOND,
+            handshake_burst: limits::HANDSHAKE_BURST,
+            visitors: limits::VISITORS,
+            calls_in_flight: limits::CALLS_IN_FLIGHT,
+            session_body_bytes: limits::SESSION_BODY_BYTES,
+            node_buffer_bytes: limits::NODE_BUFFER_BYTES,
+            socket_buffer_bytes: limits::SOCKET_BUFFER_BYTES,
+            resume_window: limits::RESUME_WINDOW,
+            backoff_max: limits::BACKOFF_MAX,
+            call_deadline: limits::CALL_DEADLINE,
+            call_deadline_max: limits::CALL_DEADLINE_MAX,
+            drain: limits::DRAIN,
+        }
+    }
+}
+
+const SECOND: Duration = Duration::from_secs(1);
+const HOUR: Duration = Duration::from_secs(3_600);
+const MIB: usize = 1 << 20;
+
+impl Limits {
+    /// The first bound that is out of its range, and what the range is.
+    pub(super) fn out_of_range(&self) -> Option<(&'static str, String)> {
+        let deadlines = within("call_deadline_max", self.call_deadline_max, SECOND, 24 * HOUR)
+            .or_else(|| within("call_deadline", self.call_deadline, Duration::from_millis(1), self.call_deadline_max));
+        within("sessions", self.sessions, 1, 100_000)
+            .or_else(|| within("sessions_per_address", self.sessions_per_address, 1, 100_000))
+            .or_else(|| within("pending_handshakes", self.pending_handshakes, 1, 65_536))
+            .or_else(|| within("retry_above", self.retry_above, 0, 65_536))
+            .or_else(|| within("handshakes_per_second", self.handshakes_per_second, 1, 100_000))
+            .or_else(|| within("handshake_burst", self.handshake_burst, 1, 100_000))
+            .or_else(|| within("visitors", self.visitors, 0, 1_024))
+            .or_else(|| within("calls_in_flight", self.calls_in_flight, 1, limits::CALLS_IN_FLIGHT))
+            .or_else(|| within("session_body_bytes", self.session_body_bytes, limits::BODY_BYTES, 1_024 * MIB))
+            .or_else(|| within("node_buffer_bytes", self.node_buffer_bytes, 16 * MIB, MIB.saturating_mul(MIB)))
+            .or_else(|| within("socket_buffer_bytes", self.socket_buffer_bytes, MIB / 16, 256 * MIB))
+            .or_else(|| within("resume_window", self.resume_window, SECOND, HOUR))
+            .or_else(|| within("backoff_max", self.backoff_max, SECOND, HOUR))
+            .or(deadlines)
+            .or_else(|| within("drain", self.drain, Duration::ZERO, HOUR))
+    }
+}
+
+/// A bound in the text of errors: a number as it is, a time in words.
+trait Bound: PartialOrd {
+    fn text(&self) -> impl Display;
+}
+
+impl Bound for usize {
+    fn text(&self) -> impl Display {
+        *self
+    }
+}
+
+impl Bound for u32 {
+    fn text(&self) -> impl Display {
+        *self
+    }
+}
+
+impl Bound for Duration {
+    fn text(&self) -> impl Display {
+        match self.as_millis() {
+            millis if millis % 1_000 == 0 => format!("{}s", millis / 1_000),
+            millis => format!("{millis}ms"),
+        }
+    }
+}
+
+fn within<B: Bound>(name: &'static str, value: B, least: B, most: B) -> Option<(&'static str, String)> {
+    let fits = value >= least && value <= most;
+    (!fits).then(|| (name, format!("{name} is {}, and may be {} to {}", value.text(), least.text(), most.text())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_we_start_from_is_within_its_own_ranges() {
+        assert_eq!(Limits::default().out_of_range(), None);
+    }
+
+    #[test]
+    fn a_bound_out_of_its_range_is_named_with_the_range() {
+        let limits = Limits { sessions: 0, ..Limits::default() };
+        assert_eq!(limits.out_of_range().unwrap().1, "sessions is 0, and may be 1 to 100000");
+        let limits = Limits { resume_window: 2 * HOUR, ..Limits::default() };
+        assert_eq!(limits.out_of_range().unwrap().1, "resume_window is 7200s, and may be 1s to 3600s");
+        let limits = Limits { call_deadline: 2 * HOUR, ..Limits::default() };
+        assert_eq!(limits.out_of_range().unwrap().0, "call_deadline");
+    }
+}

@@ -1,0 +1,69 @@
+//! Why a node could not be started, or could not do what was asked.
+
+use super::config::ConfigError;
+use super::home::HomeError;
+use super::store::StoreError;
+use crate::id::keyfile::KeyFileError;
+use crate::policy::PolicyError;
+use crate::service::ServiceError;
+use crate::session::WaitError;
+
+/// Why a node could not be started. Nothing runs then.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BindError {
+    /// The home cannot be used.
+    #[error(transparent)]
+    Home(#[from] HomeError),
+    /// The key cannot be read or made.
+    #[error(transparent)]
+    Key(#[from] KeyFileError),
+    /// The store cannot be used.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The configuration is wrong.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The rules make no policy.
+    #[error(transparent)]
+    Policy(#[from] PolicyError),
+    /// A service cannot be offered.
+    #[error(transparent)]
+    Service(#[from] ServiceError),
+    /// The network cannot be used.
+    #[error(transparent)]
+    Network(#[from] crate::net::BindError),
+    /// A peer to connect to is named, and nobody has that name.
+    #[error("no peer is named {0:?}: give the name with `volt connect TICKET --as {0}` first, or use a ticket")]
+    UnknownName(String),
+    /// The system failed in another way.
+    #[error("the system failed: {0}")]
+    System(String),
+}
+
+/// Why a session did not come up in the time allowed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConnectError {
+    /// The peer does not want us.
+    #[error("the peer refused us: its owner has to allow this identity to connect")]
+    Refused,
+    /// It is this node itself.
+    #[error("that is this node itself; use the ticket of another one")]
+    Own,
+    /// Nobody answered in time, or not who was dialled. The node goes on trying.
+    #[error("{0}")]
+    Unreached(WaitError),
+}
+
+/// Why a rule could not be added or removed. Nothing has changed then.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RuleError {
+    /// The rules would make no policy.
+    #[error(transparent)]
+    Policy(#[from] PolicyError),
+    /// The store cannot be written.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}

@@ -1,0 +1,431 @@
+//! One running node: the handle a program has on it, how it is built, and what it keeps between runs. The only room that joins
+//! all others; it decides nothing that one of them can.
+
+mod addresses;
+mod builder;
+pub mod config;
+mod error;
+pub mod home;
+mod rules;
+pub mod store;
+
+use std::borrow::Borrow;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use tokio::sync::broadcast;
+use tokio::task::JoinHandle;
+
+pub use builder::Builder;
+pub use error::{BindError, ConnectError, RuleError};
+
+use self::config::PeerRef;
+use self::home::{Home, Lock};
+use self::rules::Rules;
+use self::store::{PeerName, Store};
+use crate::id::{NodeId, Ticket};
+use crate::net::Network;
+use crate::policy::{PolicyHandle, Rule};
+use crate::proto::close::CloseCode;
+use crate::service::{Registration, Registry, Server, Service, ServiceError};
+use crate::session::{Event, Hub, HubTasks, PeerInfo, Session, WaitError};
+
+/// A running node. Clones share it; the node ends with [`Node::shutdown`], or when the last clone is dropped.
+///
+/// ```no_run
+/// use voltmesh::{Node, Service};
+///
+/// # async fn example(ticket: voltmesh::id::Ticket) -> Result<(), Box<dyn std::error::Error>> {
+/// let greeter = Service::new("greeter").unary("hello", |_cx, name: String| async move { Ok(format!("hello {name}")) });
+/// let node = Node::builder().home("/var/lib/volt").service(greeter).bind().await?;
+/// let session = node.connect(ticket).await?;
+/// let greeting: String = session.call("greeter/hello", &"world").await?;
+/// # Ok(()) }
+/// ```
+#[derive(Clone)]
+pub struct Node(Arc<Inner>);
+
+struct Inner {
+    hub: Hub,
+    rules: Rules,
+    registry: Registry,
+    server: Arc<Server>,
+    network: Network,
+    home: Option<Home>,
+    store: Option<Arc<Store>>,
+    lock: Mutex<Option<Lock>>,
+    tasks: Mutex<Vec<JoinHandle<()>>>,
+}
+
+/// What a node is made of.
+struct Parts {
+    hub: Hub,
+    rules: Rules,
+    registry: Registry,
+    server: Arc<Server>,
+    network: Network,
+    home: Option<Home>,
+    store: Option<Arc<Store>>,
+    lock: Option<Lock>,
+}
+
+/// What a node counted since it was started.
+#[derive(Clone, Copy, Debug, Default)]
+#[non_exhaustive]
+pub struct Counts {
+    /// Calls that came in.
+    pub calls: u64,
+    /// Polls of handlers that held up the network for more than a millisecond.
+    pub slow_polls: u64,
+    /// Handlers that panicked.
+    pub panics: u64,
+    /// Newcomers turned away before their handshake.
+    pub refused_handshakes: u64,
+    /// Sessions refused by policy or a limit.
+    pub refused_sessions: u64,
+}
+
+impl Node {
+    /// Begins a node.
+    pub fn builder() -> Builder {
+        Builder::default()
+    }
+
+    async fn start(parts: Parts, tasks: HubTasks, connect: Vec<PeerRef>, stored: Vec<store::Peer>) -> Result<Self, BindError> {
+        let Parts { hub, rules, registry, server, network, home, store, lock } = parts;
+        hub.set_addresses(addresses::reachable(hub.endpoint().local()));
+        let running = network.spawn(tasks.run());
+        let (lock, tasks) = (Mutex::new(lock), Mutex::new(vec![running]));
+        let node = Self(Arc::new(Inner { hub, rules, registry, server, network, home, store, lock, tasks }));
+        node.remember_who_is_seen();
+        let named = |name: &PeerName| stored.iter().find(|peer| peer.name.as_ref() == Some(name));
+        for peer in connect {
+            let (id, addresses) = match &peer {
+                PeerRef::Id(id) => (*id, Vec::new()),
+                PeerRef::Ticket(ticket) => (ticket.id, ticket.addresses.clone()),
+                PeerRef::Name(name) => match named(name) {
+                    Some(peer) => (peer.id, peer.addresses.clone()),
+                    None => return Err(BindError::UnknownName(name.to_string())),
+                },
+            };
+            node.hold(id, &addresses);
+        }
+        for peer in stored.iter().filter(|peer| peer.wanted) {
+            node.hold(peer.id, &peer.addresses);
+        }
+        Ok(node)
+    }
+
+    /// Who this node is.
+    pub fn id(&self) -> NodeId {
+        self.0.hub.own().id
+    }
+
+    /// What it calls itself.
+    pub fn name(&self) -> &str {
+        &self.0.hub.own().name
+    }
+
+    /// The addresses it listens at, with the ports the system chose.
+    pub fn listening(&self) -> Vec<SocketAddr> {
+        self.0.hub.endpoint().local().to_vec()
+    }
+
+    /// How to reach this node, for others.
+    pub fn ticket(&self) -> Ticket {
+        self.0.hub.addresses().into_iter().fold(Ticket::new(self.id()), Ticket::with_address)
+    }
+
+    /// Where it keeps things, if it does.
+    pub fn home(&self) -> Option<&Home> {
+        self.0.home.as_ref()
+    }
+
+    /// The policy in force.
+    pub fn policy(&self) -> &PolicyHandle {
+        self.0.rules.handle()
+    }
+
+    /// Events from now on.
+    pub fn events(&self) -> Events {
+        Events(self.0.hub.events())
+    }
+
+    /// Keeps a session with a peer from now on, and waits at most 30 s for it to come up the first time. The first attempt is
+    /// retried like any other. Not remembered across restarts: see [`Node::remember`]. Cancel-safe: a dropped wait leaves the
+    /// session wanted.
+    ///
+    /// # Errors
+    /// [`ConnectError`]: the peer refused us (then it is no longer wanted, unless it was before), another key answered, or
+    /// nobody did in time (the node goes on trying).
+    pub async fn connect(&self, ticket: impl Borrow<Ticket>) -> Result<Session, ConnectError> {
+        let ticket = ticket.borrow();
+        self.connect_to(ticket.id, &ticket.addresses, Duration::from_secs(30)).await
+    }
+
+    /// As [`Node::connect`], for an id whose addresses are given or known, and with a time to wait.
+    ///
+    /// # Errors
+    /// As [`Node::connect`].
+    pub async fn connect_to(&self, id: NodeId, addresses: &[SocketAddr], within: Duration) -> Result<Session, ConnectError> {
+        if id == self.id() {
+            return Err(ConnectError::Own);
+        }
+        let before = self.0.hub.known_peer(id).is_some_and(|peer| peer.is_wanted());
+        let session = self.hold(id, addresses);
+        match session.first_connected(within).await {
+            Ok(()) => Ok(session),
+            Err(WaitError::Unreached(crate::session::Unreached::Refused)) => {
+                if !before {
+                    self.release(id);
+                }
+                Err(ConnectError::Refused)
+            }
+            Err(error) => Err(ConnectError::Unreached(error)),
+        }
+    }
+
+    /// Keeps a session with a peer from now on, without waiting for it.
+    pub fn hold(&self, id: NodeId, addresses: &[SocketAddr]) -> Session {
+        self.0.rules.dial(id);
+        Session::new(self.0.hub.clone(), self.0.hub.want(id, addresses))
+    }
+
+    /// Keeps no session with the peer any more, and closes the one there is.
+    pub fn release(&self, id: NodeId) {
+        if let Some(peer) = self.0.hub.known_peer(id) {
+            peer.release();
+        }
+        self.0.rules.release(id);
+    }
+
+    /// The session with a peer that is wanted or connected.
+    pub fn session(&self, id: NodeId) -> Option<Session> {
+        self.0.hub.known_peer(id).map(|peer| Session::new(self.0.hub.clone(), peer))
+    }
+
+    /// Offers a service until the registration is dropped.
+    ///
+    /// # Errors
+    /// [`ServiceError`]: a name that cannot be one, or is taken.
+    pub fn serve(&self, service: Service) -> Result<Registration, ServiceError> {
+        self.0.registry.add(service)
+    }
+
+    /// What this node serves, by name.
+    pub fn services(&self) -> Vec<crate::service::ServiceDescription> {
+        self.0.registry.describe(|_| true)
+    }
+
+    /// All peers this node wants, knows by name, or has a session with.
+    ///
+    /// # Errors
+    /// If the store cannot be read.
+    pub async fn peers(&self) -> Result<Vec<PeerInfo>, store::StoreError> {
+        let stored = self.with_store(|store| store.peers()).await?.unwrap_or_default();
+        let mut infos: Vec<PeerInfo> = self.0.hub.peers().iter().map(|peer| peer.info()).collect();
+        for peer in stored {
+            match infos.iter_mut().find(|info| info.id == peer.id && !info.visitor) {
+                Some(info) => info.name = peer.name.map(|name| name.to_string()),
+                None => infos.push(PeerInfo {
+                    id: peer.id,
+                    name: peer.name.map(|name| name.to_string()),
+                    own_name: None,
+                    wanted: peer.wanted,
+                    addresses: peer.addresses,
+                    last_seen: peer.last_seen_unix_ms.map(|ms| UNIX_EPOCH + Duration::from_millis(ms)),
+                    session: None,
+                    unreached: None,
+                    visitor: false,
+                }),
+            }
+        }
+        Ok(infos)
+    }
+
+    /// Remembers across restarts that a session with this peer is wanted, and under which name. Without a home nothing is
+    /// remembered, and that is no error.
+    ///
+    /// # Errors
+    /// If the store cannot be written, or the name belongs to another peer.
+    pub async fn remember(
+        &self,
+        id: NodeId,
+        addresses: Vec<SocketAddr>,
+        name: Option<PeerName>,
+    ) -> Result<(), store::StoreError> {
+        let write = move |store: &Store| {
+            store.change_peer(&id, |peer| {
+                peer.wanted = true;
+                peer.name = name.or(peer.name.take());
+                if !addresses.is_empty() {
+                    peer.addresses = addresses;
+                }
+            })
+        };
+        self.with_store(write).await.map(drop)
+    }
+
+    /// Remembers that no session with this peer is wanted. Its name is kept.
+    ///
+    /// # Errors
+    /// If the store cannot be written.
+    pub async fn forget(&self, id: NodeId) -> Result<(), store::StoreError> {
+        self.with_store(move |store| match store.peer(&id)? {
+            Some(_) => store.change_peer(&id, |peer| peer.wanted = false).map(drop),
+            None => Ok(()),
+        })
+        .await
+        .map(drop)
+    }
+
+    /// The peer this node's owner gave that name.
+    ///
+    /// # Errors
+    /// If the store cannot be read.
+    pub async fn named(&self, name: &str) -> Result<Option<store::Peer>, store::StoreError> {
+        let name = name.to_owned();
+        Ok(self.with_store(move |store| store.by_name(&name)).await?.flatten())
+    }
+
+    /// Adds a rule, in force at once and, with a home, for good. Says whether it is new.
+    ///
+    /// # Errors
+    /// If the rule cannot be in force, or not be kept. Then nothing has changed.
+    pub async fn add_rule(&self, rule: Rule) -> Result<bool, RuleError> {
+        self.0.rules.add(rule.clone())?;
+        let kept = rule.clone();
+        match self.with_store(move |store| store.add_rule(&kept)).await {
+            Ok(added) => Ok(added.is_none_or(|(_, new)| new)),
+            Err(error) => {
+                self.0.rules.remove(rule.id());
+                Err(error.into())
+            }
+        }
+    }
+
+    /// Removes a rule that was added by command. Says whether it was there.
+    ///
+    /// # Errors
+    /// If the store cannot be written. Then the rule stays in force.
+    pub async fn remove_rule(&self, id: &str) -> Result<bool, RuleError> {
+        let owned = id.to_owned();
+        let stored = self.with_store(move |store| store.remove_rule(&owned)).await?;
+        Ok(self.0.rules.remove(id) || stored == Some(true))
+    }
+
+    /// What was counted since the start.
+    pub fn counts(&self) -> Counts {
+        let served = self.0.server.counts();
+        Counts {
+            calls: served.calls,
+            slow_polls: served.slow_polls,
+            panics: served.panics,
+            refused_handshakes: self.0.hub.endpoint().refused(),
+            refused_sessions: self.0.hub.refused(),
+        }
+    }
+
+    /// Runs a task on the network's thread. What calls a lot is fastest there; it must not block.
+    pub fn spawn<F>(&self, future: F) -> JoinHandle<F::Output>
+    where
+        F: Future<Output: Send> + Send + 'static,
+    {
+        self.0.network.spawn(future)
+    }
+
+    /// Tells the node that addresses or routes of this machine have changed: it tries again at once what it was waiting for.
+    pub fn network_changed(&self) {
+        self.0.hub.set_addresses(addresses::reachable(self.0.hub.endpoint().local()));
+        self.0.hub.network_changed();
+    }
+
+    /// Ends the node in good order: takes no new calls, lets those in flight end (at most 10 s), says goodbye, gives the home
+    /// back. Calls made afterwards fail. Cancel-safe in that a second call goes on where the first one stopped.
+    pub async fn shutdown(&self) {
+        let hub = self.0.hub.clone();
+        let drained = self.0.network.spawn(async move {
+            hub.drain().await;
+            hub.endpoint().close(CloseCode::Goodbye).await;
+        });
+        let _ = drained.await;
+        let tasks = std::mem::take(&mut *self.0.tasks.lock().expect("nothing panics while it is held"));
+        for task in tasks {
+            let _ = task.await;
+        }
+        drop(self.0.lock.lock().expect("nothing panics while it is held").take());
+    }
+
+    /// Keeps the store's memory of when peers were seen, and where.
+    fn remember_who_is_seen(&self) {
+        let Some(store) = self.0.store.clone() else { return };
+        if self.0.lock.lock().expect("nothing panics while it is held").is_none() {
+            return;
+        }
+        let (hub, mut events) = (self.0.hub.clone(), self.0.hub.events());
+        let task = self.0.network.spawn(async move {
+            while let Some(event) = next(&mut events).await {
+                let Event::Connected { peer, .. } = event else { continue };
+                let addresses = hub.known_peer(peer).map(|peer| peer.addresses()).unwrap_or_default();
+                let store = store.clone();
+                let seen = tokio::task::spawn_blocking(move || store.set_seen(&peer, unix_ms(), &addresses));
+                if let Ok(Err(error)) = seen.await {
+                    tracing::warn!(%error, "could not note that a peer was seen");
+                }
+            }
+        });
+        self.0.tasks.lock().expect("nothing panics while it is held").push(task);
+    }
+
+    async fn with_store<T, F>(&self, work: F) -> Result<Option<T>, store::StoreError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Store) -> Result<T, store::StoreError> + Send + 'static,
+    {
+        let Some(store) = self.0.store.clone() else { return Ok(None) };
+        match tokio::task::spawn_blocking(move || work(&store)).await {
+            Ok(done) => done.map(Some),
+            Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
+        }
+    }
+}
+
+impl std::fmt::Debug for Node {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Node").field("id", &self.id()).field("listening", &self.listening()).finish_non_exhaustive()
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.hub.stop();
+        for task in self.tasks.get_mut().map(std::mem::take).unwrap_or_default() {
+            task.abort();
+        }
+    }
+}
+
+/// The events of a node, from when they were asked for.
+#[derive(Debug)]
+pub struct Events(broadcast::Receiver<Event>);
+
+impl Events {
+    /// The next event; `None` when the node has ended. A reader that is more than 1,024 events behind is told so by
+    /// [`Event::Missed`]. Cancel-safe.
+    pub async fn next(&mut self) -> Option<Event> {
+        next(&mut self.0).await
+    }
+}
+
+async fn next(events: &mut broadcast::Receiver<Event>) -> Option<Event> {
+    match events.recv().await {
+        Ok(event) => Some(event),
+        Err(broadcast::error::RecvError::Lagged(missed)) => Some(Event::Missed(missed)),
+        Err(broadcast::error::RecvError::Closed) => None,
+    }
+}
+
+fn unix_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+}

@@ -1,0 +1,13 @@
+//! Every byte on the network: messages, codec, framing, limits, status and close codes. This room does no input or output and
+//! holds no state of a session; writing and reading of one thing stand in one file.
+
+pub mod body;
+pub mod call;
+pub mod close;
+pub mod codec;
+pub mod control;
+pub mod frame;
+pub mod limits;
+pub mod status;
+pub mod stream;
+pub mod varint;

@@ -1,0 +1,442 @@
+//! The caller's half: one call, of any shape, from its options to its outcome.
+
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::marker::PhantomData;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::{Instant, timeout_at};
+
+use super::error::CallError;
+use super::item::{Charge, Item, ItemError, Items, put_message, put_message_head, write_message};
+use crate::net::PathError;
+use crate::proto::body::{self, ContentType};
+use crate::proto::call::{Header, Shape};
+use crate::proto::codec::Message;
+use crate::proto::frame::{self, Frames};
+use crate::proto::limits;
+use crate::proto::stream::Purpose;
+use crate::session::{Attached, Peer, SMALL_BODY_BYTES, Session, Share, StreamRecv, StreamSend, WaitError};
+
+/// A call that is about to be made. Methods that end it ([`Call::unary`] and the like) make it.
+#[derive(Clone, Debug)]
+#[must_use = "a call does nothing until it is made"]
+pub struct Call<'a> {
+    session: &'a Session,
+    method: &'a str,
+    content: ContentType,
+    timeout: Option<Duration>,
+    fail_fast: bool,
+    idempotency_key: Option<Vec<u8>>,
+    traceparent: Option<&'a str>,
+    metadata: Vec<(&'a str, &'a [u8])>,
+}
+
+impl<'a> Call<'a> {
+    pub(super) fn new(session: &'a Session, method: &'a str) -> Self {
+        Self {
+            session,
+            method,
+            content: ContentType::default(),
+            timeout: None,
+            fail_fast: false,
+            idempotency_key: None,
+            traceparent: None,
+            metadata: Vec::new(),
+        }
+    }
+
+    /// How messages are written, both ways: bincode unless chosen otherwise.
+    pub fn content_type(mut self, content: ContentType) -> Self {
+        self.content = content;
+        self
+    }
+
+    /// How long the whole call may take, waiting for the session included: 30 s for unary calls (at most 1 h), for ever for the
+    /// others, unless chosen otherwise. The callee learns what is left of it.
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = Some(timeout);
+        self
+    }
+
+    /// Does not wait for a session that is down: fails with [`CallError::NotSent`].
+    pub fn fail_fast(mut self) -> Self {
+        self.fail_fast = true;
+        self
+    }
+
+    /// Marks calls that are one call: 1 to 64 bytes.
+    pub fn idempotency_key(mut self, key: impl Into<Vec<u8>>) -> Self {
+        self.idempotency_key = Some(key.into());
+        self
+    }
+
+    /// The W3C Trace Context `traceparent` to pass on.
+    pub fn traceparent(mut self, traceparent: &'a str) -> Self {
+        self.traceparent = Some(traceparent);
+        self
+    }
+
+    /// Adds a metadata entry for the handler: at most 32, of 4 KiB each.
+    pub fn metadata(mut self, name: &'a str, value: &'a [u8]) -> Self {
+        self.metadata.push((name, value));
+        self
+    }
+
+    /// One message there, one back. Dropping the future cancels the call.
+    ///
+    /// # Errors
+    /// [`CallError`], which says whether the callee may have acted on the call.
+    pub async fn unary<Req, Res>(self, request: &Req) -> Result<Res, CallError>
+    where
+        Req: Serialize + ?Sized,
+        Res: DeserializeOwned,
+    {
+        let content = self.content;
+        let body = encode(content, request)?;
+        let (answer, _charge) = self.unary_charged(body).await?;
+        body::decode(content, &answer).map_err(CallError::Reply)
+    }
+
+    /// The same with bodies as bytes, for callers that do not know the types.
+    ///
+    /// # Errors
+    /// [`CallError`], which says whether the callee may have acted on the call.
+    pub async fn unary_raw(self, body: Vec<u8>) -> Result<Bytes, CallError> {
+        self.unary_charged(body).await.map(|(answer, _)| answer)
+    }
+
+    async fn unary_charged(self, body: Vec<u8>) -> Result<(Bytes, Charge), CallError> {
+        let sent = AtomicBool::new(false);
+        let deadline = Instant::now() + self.timeout.unwrap_or(limits::CALL_DEADLINE).min(limits::CALL_DEADLINE_MAX);
+        let whole = async {
+            let (opened, recv) = self.begin(Shape::Unary, Some(body), Some(deadline), &sent).await?;
+            let Opened { send: _send, guard: _guard } = opened;
+            only_answer(&mut Items::new(recv, Frames::new(0), Share::Answers)).await
+        };
+        match timeout_at(deadline, whole).await {
+            Ok(answer) => answer,
+            Err(_) => Err(CallError::DeadlineExceeded { sent: sent.load(Relaxed) }),
+        }
+    }
+
+    /// One message there, any number back.
+    ///
+    /// # Errors
+    /// [`CallError`]; once it has begun, the receiver's.
+    pub async fn server_stream<Req, Res>(self, request: &Req) -> Result<CallReceiver<Res>, CallError>
+    where
+        Req: Serialize + ?Sized,
+        Res: DeserializeOwned,
+    {
+        let body = encode(self.content, request)?;
+        let (content, deadline) = (self.content, self.deadline());
+        let (Opened { guard, .. }, recv) = self.start(Shape::ServerStream, Some(body), deadline).await?;
+        Ok(CallReceiver::new(recv, content, deadline, guard))
+    }
+
+    /// Any number of messages there, one back: send them all, then ask for the answer with [`CallReceiver::only`].
+    ///
+    /// # Errors
+    /// [`CallError`]; once it has begun, the sender's and the receiver's.
+    pub async fn client_stream<Req, Res>(self) -> Result<(CallSender<Req>, CallReceiver<Res>), CallError>
+    where
+        Req: Serialize,
+        Res: DeserializeOwned,
+    {
+        self.streams(Shape::ClientStream).await
+    }
+
+    /// Any number of messages each way, at the same time.
+    ///
+    /// # Errors
+    /// [`CallError`]; once it has begun, the sender's and the receiver's.
+    pub async fn bidi<Req, Res>(self) -> Result<(CallSender<Req>, CallReceiver<Res>), CallError>
+    where
+        Req: Serialize,
+        Res: DeserializeOwned,
+    {
+        self.streams(Shape::Bidi).await
+    }
+
+    async fn streams<Req, Res>(self, shape: Shape) -> Result<(CallSender<Req>, CallReceiver<Res>), CallError> {
+        let (content, deadline) = (self.content, self.deadline());
+        let (Opened { send, guard }, recv) = self.start(shape, None, deadline).await?;
+        let sender = CallSender { send: Some(send), content, deadline, message: PhantomData };
+        Ok((sender, CallReceiver::new(recv, content, deadline, guard)))
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        self.timeout.and_then(|timeout| Instant::now().checked_add(timeout))
+    }
+
+    /// Begins a call that streams, within its deadline.
+    async fn start(
+        self,
+        shape: Shape,
+        body: Option<Vec<u8>>,
+        deadline: Option<Instant>,
+    ) -> Result<(Opened, StreamRecv), CallError> {
+        let sent = AtomicBool::new(false);
+        let begun = within(deadline, false, self.begin(shape, body, deadline, &sent)).await;
+        begun.unwrap_or_else(|_| Err(CallError::DeadlineExceeded { sent: sent.load(Relaxed) }))
+    }
+
+    /// Waits for leave and for the session, opens a stream and writes the header, and the body of a call with one message. As
+    /// long as nothing was sent, the loss of a path only means to wait for the next one.
+    async fn begin(
+        &self,
+        shape: Shape,
+        mut body: Option<Vec<u8>>,
+        deadline: Option<Instant>,
+        sent: &AtomicBool,
+    ) -> Result<(Opened, StreamRecv), CallError> {
+        self.check()?;
+        let guard = InFlight::new(self.session.owner()).await?;
+        let mut lost: Option<Arc<Attached>> = None;
+        loop {
+            let attached = self.attached(deadline, lost.as_ref()).await?;
+            let (mut send, recv) = match attached.open().await {
+                Ok(opened) => opened,
+                Err(error) if self.fail_fast => return Err(CallError::NotSent(error.to_string())),
+                Err(_) => {
+                    lost = Some(attached);
+                    continue;
+                }
+            };
+            sent.store(true, Relaxed);
+            match self.write(&mut send, shape, body.take(), deadline).await {
+                // A callee that reads no further has answered already.
+                Ok(()) | Err(PathError::Stopped(_)) => return Ok((Opened { send, guard }, recv)),
+                Err(error) => return Err(CallError::OutcomeUnknown(error.to_string())),
+            }
+        }
+    }
+
+    async fn attached(&self, deadline: Option<Instant>, lost: Option<&Arc<Attached>>) -> Result<Arc<Attached>, CallError> {
+        let now = self.fail_fast && self.session.owner().attached().is_none();
+        if now {
+            return Err(CallError::NotSent("the peer is not connected".into()));
+        }
+        self.session.attached_by(deadline, lost, self.fail_fast).await.map_err(|error| match error {
+            WaitError::TimedOut(None) => CallError::DeadlineExceeded { sent: false },
+            error => CallError::NotSent(error.to_string()),
+        })
+    }
+
+    /// The first write: everything up to the first body, and that too if it is small.
+    async fn write(
+        &self,
+        send: &mut StreamSend,
+        shape: Shape,
+        body: Option<Vec<u8>>,
+        deadline: Option<Instant>,
+    ) -> Result<(), PathError> {
+        let mut buf = Vec::with_capacity(128 + body.as_ref().map_or(0, |body| body.len().min(SMALL_BODY_BYTES)));
+        send.begin(&mut buf);
+        buf.push(Purpose::Call as u8);
+        frame::put_message(&mut buf, &self.header(shape, deadline));
+        let Some(body) = body else { return send.write(buf.into()).await };
+        if body.len() <= SMALL_BODY_BYTES {
+            put_message(&mut buf, &body);
+            send.write(buf.into()).await?;
+        } else {
+            put_message_head(&mut buf, body.len());
+            send.write(buf.into()).await?;
+            send.write(body.into()).await?;
+        }
+        send.finish()
+    }
+
+    fn header(&self, shape: Shape, deadline: Option<Instant>) -> Header<'_> {
+        let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        Header {
+            method: self.method,
+            shape,
+            content: self.content,
+            deadline_us: left.map(|left| u64::try_from(left.as_micros()).unwrap_or(u64::MAX)),
+            idempotency_key: self.idempotency_key.as_deref(),
+            traceparent: self.traceparent,
+            metadata: self.metadata.clone(),
+        }
+    }
+
+    fn check(&self) -> Result<(), CallError> {
+        self.header(Shape::Unary, None).check().map_err(|why| CallError::Request(why.to_owned()))
+    }
+}
+
+struct Opened {
+    send: StreamSend,
+    guard: InFlight,
+}
+
+/// Leave to have one more call in flight with a peer.
+#[derive(Debug)]
+struct InFlight {
+    peer: Arc<Peer>,
+    permit: Option<OwnedSemaphorePermit>,
+}
+
+impl InFlight {
+    /// Waits while too many calls are in flight.
+    async fn new(peer: &Arc<Peer>) -> Result<Self, CallError> {
+        let permit = peer.calls().clone().acquire_owned().await;
+        let permit = permit.map_err(|_| CallError::NotSent("the node has stopped".into()))?;
+        Ok(Self { peer: peer.clone(), permit: Some(permit) })
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.permit = None;
+        self.peer.call_has_ended();
+    }
+}
+
+/// The messages of a call's caller. Dropped without [`CallSender::finish`], the call is cancelled.
+#[derive(Debug)]
+pub struct CallSender<T> {
+    send: Option<StreamSend>,
+    content: ContentType,
+    deadline: Option<Instant>,
+    message: PhantomData<fn(T)>,
+}
+
+impl<T: Serialize> CallSender<T> {
+    /// Sends a message; waits while the callee takes no more. Not cancel-safe: dropped half-way, the call is cancelled.
+    ///
+    /// # Errors
+    /// [`CallError::Request`] if the message cannot be sent: the call goes on without it. Else [`CallError::OutcomeUnknown`]:
+    /// the callee reads no more, and the receiver may know why.
+    pub async fn send(&mut self, message: &T) -> Result<(), CallError> {
+        let body = encode(self.content, message)?;
+        self.send_raw(body).await
+    }
+
+    /// The same with the body as bytes.
+    ///
+    /// # Errors
+    /// As [`CallSender::send`].
+    pub async fn send_raw(&mut self, body: Vec<u8>) -> Result<(), CallError> {
+        let ended = || CallError::OutcomeUnknown("the call has ended".into());
+        let mut send = self.send.take().ok_or_else(ended)?;
+        let written = within(self.deadline, true, write_message(&mut send, Vec::new(), body)).await?;
+        written.map_err(|error| CallError::OutcomeUnknown(error.to_string()))?;
+        self.send = Some(send);
+        Ok(())
+    }
+
+    /// All is sent. The answer is the receiver's.
+    ///
+    /// # Errors
+    /// [`CallError::OutcomeUnknown`] if the call has ended before.
+    pub fn finish(mut self) -> Result<(), CallError> {
+        let ended = || CallError::OutcomeUnknown("the call has ended".into());
+        self.send.take().ok_or_else(ended)?.finish().map_err(|_| ended())
+    }
+}
+
+/// The messages of the answer, at the caller. Dropped before its end, the call is cancelled.
+#[derive(Debug)]
+pub struct CallReceiver<T> {
+    items: Items,
+    content: ContentType,
+    deadline: Option<Instant>,
+    ended: bool,
+    guard: Option<InFlight>,
+    message: PhantomData<fn() -> T>,
+}
+
+impl<T> CallReceiver<T> {
+    fn new(recv: StreamRecv, content: ContentType, deadline: Option<Instant>, guard: InFlight) -> Self {
+        let items = Items::new(recv, Frames::new(0), Share::Answers);
+        Self { items, content, deadline, ended: false, guard: Some(guard), message: PhantomData }
+    }
+
+    /// The next message as bytes; `None` when the call ended well. Cancel-safe.
+    ///
+    /// # Errors
+    /// [`CallError`]: how the call ended otherwise.
+    pub async fn next_raw(&mut self) -> Result<Option<Bytes>, CallError> {
+        if self.ended {
+            return Ok(None);
+        }
+        let next = within(self.deadline, true, next_message(&mut self.items)).await.and_then(|next| next);
+        if !matches!(next, Ok(Some(_))) {
+            self.ended = true;
+            self.guard = None;
+        }
+        Ok(next?.map(|(body, _)| body))
+    }
+}
+
+impl<T: DeserializeOwned> CallReceiver<T> {
+    /// The next message; `None` when the call ended well. Cancel-safe.
+    ///
+    /// # Errors
+    /// [`CallError`]: how the call ended otherwise.
+    pub async fn next(&mut self) -> Result<Option<T>, CallError> {
+        match self.next_raw().await? {
+            Some(body) => Ok(Some(body::decode(self.content, &body).map_err(CallError::Reply)?)),
+            None => Ok(None),
+        }
+    }
+
+    /// The one answer of a call that has one.
+    ///
+    /// # Errors
+    /// [`CallError`]: how the call ended otherwise.
+    pub async fn only(mut self) -> Result<T, CallError> {
+        let (deadline, content) = (self.deadline, self.content);
+        let (body, _charge) = within(deadline, true, only_answer(&mut self.items)).await??;
+        body::decode(content, &body).map_err(CallError::Reply)
+    }
+}
+
+/// The next message of an answer, `None` at an OK status.
+async fn next_message(items: &mut Items) -> Result<Option<(Bytes, Charge)>, CallError> {
+    match items.next().await {
+        Ok(Item::Message(body, charge)) => Ok(Some((body, charge))),
+        Ok(Item::Status(status)) => {
+            // Read to the very end, so that QUIC needs not tell the callee to stop.
+            let _ = items.next().await;
+            if status.is_ok() { Ok(None) } else { Err(CallError::Status(status)) }
+        }
+        Ok(Item::End) => Err(CallError::OutcomeUnknown("the callee broke off".into())),
+        Err(ItemError::Path(PathError::Reset(_))) => Err(CallError::OutcomeUnknown("the callee broke off".into())),
+        Err(error) => Err(CallError::OutcomeUnknown(error.to_string())),
+    }
+}
+
+/// One message and an OK status, or the status that says why there is none.
+async fn only_answer(items: &mut Items) -> Result<(Bytes, Charge), CallError> {
+    let unexpected = |why| CallError::OutcomeUnknown(format!("the callee broke the protocol: {why}"));
+    let answer = next_message(items).await?.ok_or_else(|| unexpected("OK without an answer"))?;
+    match next_message(items).await? {
+        None => Ok(answer),
+        Some(_) => Err(unexpected("two answers")),
+    }
+}
+
+fn encode<T: Serialize + ?Sized>(content: ContentType, message: &T) -> Result<Vec<u8>, CallError> {
+    let body = body::encode(content, message).map_err(|error| CallError::Request(error.to_string()))?;
+    check_size(&body)?;
+    Ok(body)
+}
+
+fn check_size(body: &[u8]) -> Result<(), CallError> {
+    let max = limits::BODY_BYTES;
+    if body.len() <= max { Ok(()) } else { Err(CallError::Request(format!("{} bytes; a body has at most {max}", body.len()))) }
+}
+
+async fn within<F: Future>(deadline: Option<Instant>, sent: bool, future: F) -> Result<F::Output, CallError> {
+    match deadline {
+        Some(deadline) => timeout_at(deadline, future).await.map_err(|_| CallError::DeadlineExceeded { sent }),
+        None => Ok(future.await),
+    }
+}

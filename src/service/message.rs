@@ -1,0 +1,107 @@
+//! Streams of typed messages, as handlers see them: [`Receiver`] for what the caller sends, [`Sender`] for the answer.
+
+use std::marker::PhantomData;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::sync::oneshot;
+
+use super::item::{Charge, Item, Items, write_message};
+use crate::proto::body::{self, ContentType};
+use crate::proto::limits;
+use crate::proto::status::{Code, Status};
+use crate::session::StreamSend;
+
+/// The messages a caller sends, in a handler.
+#[derive(Debug)]
+pub struct Receiver<T> {
+    items: Items,
+    content: ContentType,
+    ended: bool,
+    message: PhantomData<fn() -> T>,
+}
+
+impl<T: DeserializeOwned> Receiver<T> {
+    pub(super) fn new(items: Items, content: ContentType) -> Self {
+        Self { items, content, ended: false, message: PhantomData }
+    }
+
+    /// The next message; `None` when the caller has sent all. Cancel-safe.
+    ///
+    /// # Errors
+    /// `INVALID_ARGUMENT` for a body that is not a `T`, `RESOURCE_EXHAUSTED` for one above 4 MiB, `CANCELLED` if the caller is
+    /// gone: the status to end the call with (`?` does).
+    pub async fn next(&mut self) -> Result<Option<T>, Status> {
+        if self.ended {
+            return Ok(None);
+        }
+        Ok(self.next_charged().await?.map(|(message, _)| message))
+    }
+
+    /// The next message with the room its body holds in the session's share.
+    pub(super) async fn next_charged(&mut self) -> Result<Option<(T, Charge)>, Status> {
+        match self.items.next().await {
+            Ok(Item::Message(bytes, charge)) => {
+                let message =
+                    body::decode(self.content, &bytes).map_err(|error| Status::new(Code::InvalidArgument, error.to_string()))?;
+                Ok(Some((message, charge)))
+            }
+            Ok(Item::End) => {
+                self.ended = true;
+                Ok(None)
+            }
+            Ok(Item::Status(_)) => Err(Status::new(Code::InvalidArgument, "a caller sends no status")),
+            Err(error) => Err(error.status()),
+        }
+    }
+}
+
+/// The messages of an answer, in a handler. The call ends when the handler has returned and its sender is dropped.
+#[derive(Debug)]
+pub struct Sender<T> {
+    send: Option<StreamSend>,
+    back: Option<oneshot::Sender<StreamSend>>,
+    content: ContentType,
+    message: PhantomData<fn(T)>,
+}
+
+impl<T: Serialize> Sender<T> {
+    /// A sender, and the stream it gives back when it is dropped.
+    pub(super) fn new(send: StreamSend, content: ContentType) -> (Self, oneshot::Receiver<StreamSend>) {
+        let (back, given_back) = oneshot::channel();
+        (Self { send: Some(send), back: Some(back), content, message: PhantomData }, given_back)
+    }
+
+    /// Sends a message; waits while the caller takes no more. Not cancel-safe: dropped half-way the call cannot go on.
+    ///
+    /// # Errors
+    /// `INTERNAL` if the content type cannot carry a `T`, `RESOURCE_EXHAUSTED` for a body above 4 MiB, `CANCELLED` if the
+    /// caller is gone: the status to end the call with (`?` does).
+    pub async fn send(&mut self, message: &T) -> Result<(), Status> {
+        let body = encode_answer(self.content, message)?;
+        let gone = |_| Status::new(Code::Cancelled, "the caller is gone");
+        // Taken out meanwhile: a message cut off half-way must not be followed by a status that says all is well.
+        let mut send = self.send.take().ok_or_else(|| Status::new(Code::Aborted, "an earlier message was cut off"))?;
+        write_message(&mut send, Vec::new(), body).await.map_err(gone)?;
+        self.send = Some(send);
+        Ok(())
+    }
+}
+
+impl<T> Drop for Sender<T> {
+    fn drop(&mut self) {
+        if let (Some(send), Some(back)) = (self.send.take(), self.back.take()) {
+            let _ = back.send(send);
+        }
+    }
+}
+
+/// A message of an answer as a body.
+pub(super) fn encode_answer<T: Serialize + ?Sized>(content: ContentType, message: &T) -> Result<Vec<u8>, Status> {
+    let body = body::encode(content, message).map_err(|error| Status::new(Code::Internal, error.to_string()))?;
+    if body.len() > limits::BODY_BYTES {
+        let text = format!("the answer has {} bytes; at most {} are sent", body.len(), limits::BODY_BYTES);
+        return Err(Status::new(Code::ResourceExhausted, text));
+    }
+    Ok(body)
+}

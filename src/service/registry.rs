@@ -1,0 +1,141 @@
+//! What this node serves: services by name, methods by `service/method`. Changes take effect for the next call.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, RwLock};
+
+use super::describe::ServiceDescription;
+use super::method::{Handler, Method, Service};
+use super::run::Place;
+use crate::proto::call::Shape;
+use crate::proto::limits;
+use crate::proto::status::{Code, Status};
+
+/// Services a node serves at once.
+const SERVICES: usize = 256;
+
+/// Why a service could not be added.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ServiceError {
+    /// A name that cannot be written in `service/method`.
+    #[error("{0:?} cannot be a name here: use 1 to 255 letters, digits, '.', '_' or '-'")]
+    Name(String),
+    /// A method is defined twice.
+    #[error("the service has two methods {0:?}")]
+    Twice(String),
+    /// The name is taken.
+    #[error("a service {0:?} is served already; stop that one first, or choose another name")]
+    Taken(String),
+    /// The node serves too many.
+    #[error("this node serves {SERVICES} services already")]
+    TooMany,
+}
+
+/// What a node serves. Clones share it.
+#[derive(Clone, Debug, Default)]
+pub struct Registry(Arc<RwLock<BTreeMap<String, Entry>>>);
+
+#[derive(Debug)]
+struct Entry {
+    service: Service,
+    methods: BTreeMap<String, (Arc<str>, Method)>,
+    registration: Arc<()>,
+}
+
+/// A service is served as long as this is kept; dropped, the service is gone.
+#[derive(Debug)]
+pub struct Registration {
+    registry: Registry,
+    name: String,
+    is: Arc<()>,
+}
+
+/// A method that was found.
+pub(super) struct Lookup {
+    pub path: Arc<str>,
+    pub shape: Shape,
+    pub place: Place,
+    pub handler: Arc<dyn Handler>,
+}
+
+impl Registry {
+    /// Serves a service until the registration is dropped. Names are 1 to 255 letters, digits, `.`, `_` or `-`; the name
+    /// `volt` is the node's own.
+    ///
+    /// # Errors
+    /// [`ServiceError`]; then nothing has changed.
+    pub fn add(&self, mut service: Service) -> Result<Registration, ServiceError> {
+        check_name(&service.name)?;
+        let mut methods = BTreeMap::new();
+        for method in std::mem::take(&mut service.methods) {
+            check_name(&method.name)?;
+            let path: Arc<str> = format!("{}/{}", service.name, method.name).into();
+            if methods.insert(method.name.clone(), (path, method.clone())).is_some() {
+                return Err(ServiceError::Twice(method.name));
+            }
+        }
+        let (name, registration) = (service.name.clone(), Arc::new(()));
+        let mut services = self.write();
+        if services.contains_key(&name) || name == super::describe::OWN_SERVICE {
+            return Err(ServiceError::Taken(name));
+        }
+        if services.len() >= SERVICES {
+            return Err(ServiceError::TooMany);
+        }
+        services.insert(name.clone(), Entry { service, methods, registration: registration.clone() });
+        Ok(Registration { registry: self.clone(), name, is: registration })
+    }
+
+    /// What is served, by name, with the methods for which `allowed` says yes. A service of which none is allowed is left out.
+    pub fn describe(&self, allowed: impl Fn(&str) -> bool) -> Vec<ServiceDescription> {
+        let services = self.read();
+        let described = services.values().map(|entry| {
+            let methods = entry.methods.values().filter(|(path, _)| allowed(path)).map(|(_, method)| method);
+            ServiceDescription::new(&entry.service, methods)
+        });
+        described.filter(|service| !service.methods.is_empty()).collect()
+    }
+
+    pub(super) fn lookup(&self, path: &str) -> Result<Lookup, Status> {
+        let Some((service, method)) = path.split_once('/') else {
+            return Err(Status::new(Code::InvalidArgument, "a method is named service/method"));
+        };
+        let services = self.read();
+        let unknown = || Status::new(Code::NotFound, format!("no service {service:?} here"));
+        let entry = services.get(service).ok_or_else(unknown)?;
+        let unimplemented = || Status::new(Code::Unimplemented, format!("service {service:?} has no method {method:?}"));
+        let (path, method) = entry.methods.get(method).ok_or_else(unimplemented)?;
+        Ok(Lookup { path: path.clone(), shape: method.shape, place: method.place, handler: method.handler.clone() })
+    }
+
+    fn read(&self) -> std::sync::RwLockReadGuard<'_, BTreeMap<String, Entry>> {
+        self.0.read().expect("nothing panics while it is held")
+    }
+
+    fn write(&self) -> std::sync::RwLockWriteGuard<'_, BTreeMap<String, Entry>> {
+        self.0.write().expect("nothing panics while it is held")
+    }
+}
+
+impl Registration {
+    /// Serves the service for as long as the node runs.
+    pub fn keep(self) {
+        std::mem::forget(self);
+    }
+}
+
+impl Drop for Registration {
+    fn drop(&mut self) {
+        let mut services = self.registry.write();
+        if services.get(&self.name).is_some_and(|entry| Arc::ptr_eq(&entry.registration, &self.is)) {
+            services.remove(&self.name);
+        }
+    }
+}
+
+/// Whether this may name a service or a method.
+pub(super) fn check_name(name: &str) -> Result<(), ServiceError> {
+    let fine = (1..=limits::NAME_BYTES).contains(&name.len())
+        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-'));
+    if fine { Ok(()) } else { Err(ServiceError::Name(name.to_owned())) }
+}

@@ -1,0 +1,120 @@
+//! Runs a handler: where it is to run, until it ends, its caller gives up, or its time is over. A handler that panics fails its
+//! own call and nothing else.
+
+use std::future::poll_fn;
+use std::panic::AssertUnwindSafe;
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+use futures_util::FutureExt;
+use tokio::task::JoinHandle;
+use tokio::time::sleep_until;
+
+use super::context::Context;
+use super::serve::Shared;
+use crate::net::PathError;
+use crate::proto::status::{Code, Status};
+
+/// Where a handler runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Place {
+    /// On the network's thread: fastest, for handlers that only wait or compute for microseconds.
+    #[default]
+    Network,
+    /// As a task of the runtime the node was started on: for handlers that compute for longer.
+    Spawned,
+    /// On a thread of its own: for handlers that block.
+    Blocking,
+}
+
+/// A poll on the network's thread that takes longer is counted, and warned about.
+const SLOW_POLL: Duration = Duration::from_millis(1);
+
+/// Runs a handler's future to its end. `None`: the caller gave up.
+///
+/// `stopped` gives the future that ends when the caller gave up; it is asked for only if the handler is not done at once.
+pub(super) async fn run<R: Send + 'static, S: Future<Output = Result<(), PathError>>>(
+    shared: &Arc<Shared>,
+    cx: &Context,
+    place: Place,
+    stopped: impl FnOnce() -> S,
+    handler: impl Future<Output = Result<R, Status>> + Send + 'static,
+) -> Option<Result<R, Status>> {
+    let handler = AssertUnwindSafe(handler).catch_unwind();
+    let running = async {
+        let ended = match place {
+            Place::Network => timed(shared, cx, handler).await,
+            Place::Spawned => joined(shared.offload().spawn(handler)).await,
+            Place::Blocking => {
+                let runtime = shared.offload();
+                let on = runtime.clone();
+                joined(runtime.spawn_blocking(move || on.block_on(handler))).await
+            }
+        };
+        ended.unwrap_or_else(|_| {
+            shared.count_panic(cx.method());
+            Err(Status::new(Code::Internal, "the handler panicked"))
+        })
+    };
+    let mut running = pin!(running);
+    // Most handlers are done at once: no timer and no watch for them.
+    if let Poll::Ready(ended) = poll_fn(|context| Poll::Ready(running.as_mut().poll(context))).await {
+        return Some(ended);
+    }
+    let deadline = cx.deadline();
+    let overdue = async {
+        match deadline {
+            Some(deadline) => sleep_until(deadline).await,
+            None => std::future::pending().await,
+        }
+    };
+    // A caller that has sent all and reads on is no reason to stop: only its giving up, or the loss of the path, is.
+    let gone = async {
+        if stopped().await.is_ok() {
+            std::future::pending::<()>().await;
+        }
+    };
+    tokio::select! {
+        biased;
+        ended = &mut running => Some(ended),
+        () = gone => {
+            cx.cancel();
+            None
+        }
+        () = overdue => {
+            cx.cancel();
+            Some(Err(Status::new(Code::DeadlineExceeded, "the deadline passed")))
+        }
+    }
+}
+
+async fn timed<F: Future>(shared: &Shared, cx: &Context, future: F) -> F::Output {
+    let mut future = pin!(future);
+    poll_fn(|context| {
+        let began = Instant::now();
+        let polled = future.as_mut().poll(context);
+        let took = began.elapsed();
+        if took > SLOW_POLL {
+            shared.count_slow_poll(cx.method(), took);
+        }
+        polled
+    })
+    .await
+}
+
+/// What a task gave; a task that vanished counts as panicked. Dropped, it ends the task.
+async fn joined<R>(task: JoinHandle<std::thread::Result<R>>) -> std::thread::Result<R> {
+    struct Abort<R>(JoinHandle<R>);
+    impl<R> Drop for Abort<R> {
+        fn drop(&mut self) {
+            self.0.abort();
+        }
+    }
+    let mut task = Abort(task);
+    match (&mut task.0).await {
+        Ok(ended) => ended,
+        Err(error) => Err(Box::new(error)),
+    }
+}

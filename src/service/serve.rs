@@ -1,0 +1,231 @@
+//! The callee's half: reads the header of a call, asks whether the caller may, finds the method, and sees to it that every call
+//! gets an answer: a body and OK, or the status that says why not.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::runtime::{Handle, Runtime};
+use tokio::time::Instant;
+
+use super::context::{Context, Parts};
+use super::describe;
+use super::item::{Items, put_message, put_message_head, put_status};
+use super::method::Incoming;
+use super::registry::{Lookup, Registry};
+use crate::proto::call::{Header, Shape};
+use crate::proto::codec;
+use crate::proto::frame::Frames;
+use crate::proto::limits;
+use crate::proto::status::{Code, Status};
+use crate::session::{Acceptor, SMALL_BODY_BYTES, Serving, Share, StreamRecv, StreamSend};
+
+/// Serves the calls of all peers.
+pub(crate) struct Server {
+    registry: Registry,
+    shared: Arc<Shared>,
+}
+
+/// What all calls share.
+pub(crate) struct Shared {
+    /// The runtime of whoever started the node, if handlers can be moved there.
+    runtime: Option<Handle>,
+    own: OnceLock<Offload>,
+    calls: AtomicU64,
+    slow_polls: AtomicU64,
+    panics: AtomicU64,
+}
+
+/// A runtime made for handlers. Ends without waiting: its owner may be asynchronous itself.
+struct Offload(Option<Runtime>);
+
+impl Drop for Offload {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+/// What a server counted since it was made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ServerCounts {
+    /// Calls that came in.
+    pub calls: u64,
+    /// Polls of a handler that held up the network for more than a millisecond.
+    pub slow_polls: u64,
+    /// Handlers that panicked.
+    pub panics: u64,
+}
+
+impl Server {
+    /// Serves what is registered. `runtime`: where handlers go that are moved off the network's thread; without one, threads
+    /// are made when they are first needed.
+    pub fn new(registry: Registry, runtime: Option<Handle>) -> Self {
+        let counter = AtomicU64::default;
+        let shared = Shared { runtime, own: OnceLock::new(), calls: counter(), slow_polls: counter(), panics: counter() };
+        Self { registry, shared: Arc::new(shared) }
+    }
+
+    /// What was counted so far.
+    pub fn counts(&self) -> ServerCounts {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let Shared { calls, slow_polls, panics, .. } = &*self.shared;
+        ServerCounts { calls: read(calls), slow_polls: read(slow_polls), panics: read(panics) }
+    }
+}
+
+impl Shared {
+    /// Where handlers run that must not hold up the network.
+    pub fn offload(&self) -> Handle {
+        if let Some(runtime) = &self.runtime {
+            return runtime.clone();
+        }
+        let own = self.own.get_or_init(|| {
+            let threads = std::thread::available_parallelism().map_or(2, usize::from);
+            let mut builder = tokio::runtime::Builder::new_multi_thread();
+            let runtime = builder.worker_threads(threads).thread_name("volt-handler").enable_all().build();
+            if let Err(error) = &runtime {
+                tracing::error!(%error, "no threads for handlers; they run on the network's");
+            }
+            Offload(runtime.ok())
+        });
+        own.0.as_ref().map_or_else(Handle::current, |runtime| runtime.handle().clone())
+    }
+
+    pub fn count_panic(&self, method: &str) {
+        self.panics.fetch_add(1, Ordering::Relaxed);
+        tracing::error!(method, "a handler panicked; its call failed with INTERNAL");
+    }
+
+    /// Warns the first time and then ever more rarely: a warning for each call would be a load of its own.
+    pub fn count_slow_poll(&self, method: &str, took: Duration) {
+        let count = self.slow_polls.fetch_add(1, Ordering::Relaxed) + 1;
+        if count.is_power_of_two() {
+            tracing::warn!(method, ?took, count, "a handler held up the network; move it off with .spawned() or .blocking()");
+        }
+    }
+}
+
+impl Acceptor for Server {
+    fn call(&self, send: StreamSend, recv: StreamRecv) -> Serving {
+        self.shared.calls.fetch_add(1, Ordering::Relaxed);
+        let (registry, shared) = (self.registry.clone(), self.shared.clone());
+        Box::pin(async move {
+            let mut recv = recv;
+            let mut send = send;
+            let mut frames = Frames::new(limits::CALL_HEADER_BYTES);
+            let header = match header(&mut recv, &mut frames).await {
+                Ok(Some(header)) => header,
+                Ok(None) => return,
+                Err(refused) => return status(&mut send, &refused).await,
+            };
+            match prepare(&registry, &header, &recv) {
+                Ok((Found::Method(lookup), parts)) => {
+                    let items = Items::new(recv, frames, Share::Requests);
+                    let call = Incoming { cx: Context::new(parts), items, send, place: lookup.place, shared };
+                    lookup.handler.serve(call).await;
+                }
+                Ok((Found::Describe, parts)) => {
+                    let items = Items::new(recv, frames, Share::Requests);
+                    let call = Incoming { cx: Context::new(parts), items, send, place: Default::default(), shared };
+                    describe::serve(registry, call).await;
+                }
+                Err(refused) => status(&mut send, &refused).await,
+            }
+        })
+    }
+}
+
+/// What is called.
+enum Found {
+    Method(Lookup),
+    /// What every node answers: which of its methods the caller may call.
+    Describe,
+}
+
+/// Reads the header's frame. `None`: the caller is gone.
+async fn header(recv: &mut StreamRecv, frames: &mut Frames) -> Result<Option<Bytes>, Status> {
+    let invalid = |error: &dyn std::fmt::Display| Status::new(Code::InvalidArgument, error.to_string());
+    loop {
+        if let Some(frame) = frames.next_frame().map_err(|error| invalid(&error))? {
+            return Ok(Some(frame));
+        }
+        match recv.read().await {
+            Ok(Some(bytes)) => frames.push(bytes),
+            Ok(None) => return Err(invalid(&"the call ended within its header")),
+            Err(_) => return Ok(None),
+        }
+    }
+}
+
+/// Checks a call against policy and registry. To whom policy allows nothing it says nothing of what there is.
+fn prepare(registry: &Registry, header: &Bytes, recv: &StreamRecv) -> Result<(Found, Parts), Status> {
+    let read: Header<'_> =
+        codec::decode_borrowed(header).map_err(|error| Status::new(Code::InvalidArgument, error.to_string()))?;
+    let attached = recv.attached();
+    if read.method == describe::DESCRIBE {
+        return Ok((Found::Describe, parts(&read, describe::DESCRIBE.into(), header, recv)));
+    }
+    if !attached.may_call(read.method) {
+        return Err(Status::new(Code::PermissionDenied, "policy does not allow this call"));
+    }
+    let lookup = registry.lookup(read.method)?;
+    if lookup.shape != read.shape {
+        let text = format!("{} is a {} call, not a {} one", read.method, lookup.shape.name(), read.shape.name());
+        return Err(Status::new(Code::Unimplemented, text));
+    }
+    let parts = parts(&read, lookup.path.clone(), header, recv);
+    Ok((Found::Method(lookup), parts))
+}
+
+fn parts(read: &Header<'_>, method: Arc<str>, header: &Bytes, recv: &StreamRecv) -> Parts {
+    let longest = (read.shape == Shape::Unary).then_some(limits::CALL_DEADLINE_MAX);
+    let left = read.deadline_us.map(Duration::from_micros);
+    let left = match (left, longest) {
+        (Some(left), Some(longest)) => Some(left.min(longest)),
+        (left, longest) => left.or(longest),
+    };
+    Parts {
+        peer: recv.attached().peer(),
+        method,
+        content: read.content,
+        deadline: left.and_then(|left| Instant::now().checked_add(left)),
+        idempotency_key: read.idempotency_key.map(|key| header.slice_ref(key)),
+        traceparent: read.traceparent.map(str::to_owned),
+        metadata: read.metadata.iter().map(|(name, value)| ((*name).to_owned(), header.slice_ref(value))).collect(),
+    }
+}
+
+/// Ends a call with its one answer, in one write if it is small. A caller that is gone hears nothing, and needs nothing.
+pub(super) async fn answer(send: &mut StreamSend, answer: Result<Vec<u8>, Status>) {
+    let mut buf = Vec::with_capacity(64 + answer.as_ref().map_or(0, |body| body.len().min(SMALL_BODY_BYTES)));
+    match answer {
+        Ok(body) if body.len() <= SMALL_BODY_BYTES => {
+            put_message(&mut buf, &body);
+            put_status(&mut buf, &Status::ok());
+        }
+        Ok(body) => {
+            put_message_head(&mut buf, body.len());
+            if send.write(buf.into()).await.is_err() || send.write(body.into()).await.is_err() {
+                return;
+            }
+            buf = Vec::with_capacity(8);
+            put_status(&mut buf, &Status::ok());
+        }
+        Err(status) => put_status(&mut buf, &status),
+    }
+    if send.write(buf.into()).await.is_ok() {
+        let _ = send.finish();
+    }
+}
+
+/// Ends a call with a status.
+pub(super) async fn status(send: &mut StreamSend, status: &Status) {
+    let mut buf = Vec::with_capacity(64);
+    put_status(&mut buf, status);
+    if send.write(buf.into()).await.is_ok() {
+        let _ = send.finish();
+    }
+}

@@ -1,0 +1,269 @@
+//! A session on a path: what callers and handlers need to use it, shared by all of them. It lives from one attach to the loss
+//! of the path; it opens and accepts streams and keeps the shares of this peer. It decides nothing about paths.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
+
+use super::stream::{StreamRecv, StreamSend};
+use super::window::{Budget, Window};
+use crate::id::NodeId;
+use crate::net::{Link, PathError, PathRecv, PathSend};
+use crate::policy::{Action, PolicyHandle};
+use crate::proto::close::StreamCode;
+use crate::proto::control::{Hello, Role, SessionId};
+use crate::proto::limits;
+use crate::proto::stream::Head;
+use crate::state::ids::{Accepted, Accepter, Allocator, Side};
+
+/// Bodies up to this many bytes need no share of their own: the number of calls at once bounds them.
+pub const SMALL_BODY_BYTES: usize = 4 * 1024;
+
+/// Decisions remembered per session. Only methods that exist are asked for often, and there are fewer of those.
+const GRANTS: usize = 1_024;
+
+/// A session while a path carries it.
+#[derive(Debug)]
+pub struct Attached {
+    link: Link,
+    session: SessionId,
+    attach: u64,
+    hello: Hello,
+    since: Instant,
+    allocator: Mutex<Allocator>,
+    accepted: Mutex<Accepter>,
+    open: AtomicUsize,
+    opened: AtomicU64,
+    draining: AtomicBool,
+    handlers: Arc<Semaphore>,
+    shares: [Arc<Semaphore>; 3],
+    window: Window,
+    policy: PolicyHandle,
+    grants: Mutex<Grants>,
+}
+
+#[derive(Debug, Default)]
+struct Grants {
+    generation: u64,
+    calls: HashMap<Box<str>, bool>,
+}
+
+/// What room is set aside for. Each has a share of its own: were there one for all, two nodes that wait for each other's answers
+/// could fill it with what they have to say, and have no room left to listen.
+#[derive(Clone, Copy, Debug)]
+pub enum Share {
+    /// Bodies of the peer's calls, until their handlers have ended.
+    Requests,
+    /// Answers to our calls, until they are read.
+    Answers,
+    /// Answers to the peer's calls, until QUIC has them.
+    Replies,
+}
+
+/// What came of a hello both ways: enough to attach a session.
+#[derive(Debug)]
+pub struct Agreement {
+    /// The link.
+    pub link: Link,
+    /// The peer's hello.
+    pub hello: Hello,
+    /// The session.
+    pub session: SessionId,
+    /// The number of this attachment.
+    pub attach: u64,
+}
+
+impl Attached {
+    pub(super) fn new(agreement: Agreement, policy: PolicyHandle, budget: Arc<Budget>) -> Arc<Self> {
+        let Agreement { link, hello, session, attach } = agreement;
+        let side = if link.dialled() { Side::Initiator } else { Side::Acceptor };
+        Arc::new(Self {
+            window: Window::new(link.clone(), budget),
+            session,
+            attach,
+            hello,
+            since: Instant::now(),
+            allocator: Mutex::new(Allocator::new(side)),
+            accepted: Mutex::new(Accepter::new(side.peer())),
+            open: AtomicUsize::new(0),
+            opened: AtomicU64::new(0),
+            draining: AtomicBool::new(false),
+            handlers: Arc::new(Semaphore::new(limits::CALLS_IN_FLIGHT)),
+            shares: std::array::from_fn(|_| Arc::new(Semaphore::new(limits::SESSION_BODY_BYTES))),
+            grants: Mutex::new(Grants { generation: policy.generation(), calls: HashMap::new() }),
+            policy,
+            link,
+        })
+    }
+
+    /// The key of the other end.
+    pub fn peer(&self) -> NodeId {
+        self.link.peer()
+    }
+
+    /// What the other end is.
+    pub fn role(&self) -> Role {
+        self.hello.role
+    }
+
+    /// What the other end said of itself.
+    pub fn hello(&self) -> &Hello {
+        &self.hello
+    }
+
+    /// The session's name.
+    pub fn session(&self) -> SessionId {
+        self.session
+    }
+
+    /// The number of this attachment.
+    pub fn attach(&self) -> u64 {
+        self.attach
+    }
+
+    /// How long the path carries it.
+    pub fn age(&self) -> Duration {
+        self.since.elapsed()
+    }
+
+    /// The path.
+    pub fn link(&self) -> &Link {
+        &self.link
+    }
+
+    /// Streams open now, of both ends.
+    pub fn streams(&self) -> usize {
+        self.open.load(Ordering::Relaxed)
+    }
+
+    /// Streams opened so far, by both ends.
+    pub fn streams_ever(&self) -> u64 {
+        self.opened.load(Ordering::Relaxed)
+    }
+
+    /// Opens a stream of the session. Waits while the peer grants no more. Cancel-safe.
+    pub async fn open(self: &Arc<Self>) -> Result<(StreamSend, StreamRecv), PathError> {
+        let (send, recv) = self.link.open().await?;
+        let head = Head { stream: self.next_id(), attach: self.attach, offset: 0 };
+        Ok((StreamSend::opened(send, head), StreamRecv::new(recv, Opened::new(self.clone()), None)))
+    }
+
+    /// Takes in a stream of the peer whose head was read; `first` came with it. An id that was used before, or a head of
+    /// another attachment, is refused on the stream and gives `None`.
+    pub(super) fn admit(
+        self: &Arc<Self>,
+        head: Head,
+        first: Bytes,
+        mut send: PathSend,
+        mut recv: PathRecv,
+    ) -> Option<(StreamSend, StreamRecv)> {
+        let fresh = head.attach == self.attach && head.offset == 0 && self.accepted().accept(head.stream) == Ok(Accepted::Fresh);
+        if !fresh {
+            send.reset(StreamCode::Closed);
+            recv.stop(StreamCode::Closed);
+            return None;
+        }
+        let opened = Opened { attached: self.clone(), accepted: Some(head.stream) };
+        opened.count();
+        Some((StreamSend::accepted(send), StreamRecv::new(recv, opened, (!first.is_empty()).then_some(first))))
+    }
+
+    /// Leave to run one more handler; waits while too many run. The permit is held until the handler has ended.
+    pub(super) async fn handler_permit(&self) -> OwnedSemaphorePermit {
+        self.handlers.clone().acquire_owned().await.expect("this semaphore is never closed")
+    }
+
+    /// Calls of the peer that are being handled.
+    pub fn handling(&self) -> usize {
+        limits::CALLS_IN_FLIGHT - self.handlers.available_permits()
+    }
+
+    /// Sets aside room for a body of so many bytes, first come first served; one body always fits. Small bodies need none: the
+    /// number of calls at once bounds them. Cancel-safe.
+    pub async fn reserve(&self, share: Share, bytes: usize) -> Option<OwnedSemaphorePermit> {
+        if bytes <= SMALL_BODY_BYTES {
+            return None;
+        }
+        let bytes = bytes.min(limits::SESSION_BODY_BYTES) as u32;
+        let share = self.shares[share as usize].clone();
+        Some(share.acquire_many_owned(bytes).await.expect("this semaphore is never closed"))
+    }
+
+    /// Whether the peer may call this method, by the policy in force now.
+    pub fn may_call(&self, method: &str) -> bool {
+        let generation = self.policy.generation();
+        let mut grants = self.grants.lock().expect("nothing panics while it is held");
+        if grants.generation != generation {
+            *grants = Grants { generation, calls: HashMap::new() };
+        }
+        if let Some(known) = grants.calls.get(method) {
+            return *known;
+        }
+        let permitted = self.policy.decide(&self.peer(), Action::Call, method).is_permit();
+        if grants.calls.len() < GRANTS {
+            grants.calls.insert(method.into(), permitted);
+        }
+        permitted
+    }
+
+    /// Either end goes down: no new calls, please.
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn drain(&self) {
+        self.draining.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn received(&self, bytes: usize) {
+        self.window.received(bytes);
+    }
+
+    /// Gives back what the window has grown by if nothing came since this was last asked.
+    pub(super) fn rest(&self) {
+        self.window.rest();
+    }
+
+    fn next_id(&self) -> u64 {
+        self.allocator.lock().expect("nothing panics while it is held").take()
+    }
+
+    fn accepted(&self) -> std::sync::MutexGuard<'_, Accepter> {
+        self.accepted.lock().expect("nothing panics while it is held")
+    }
+}
+
+/// Keeps count of a stream, from its opening until both halves are done with.
+#[derive(Debug)]
+pub(super) struct Opened {
+    pub(super) attached: Arc<Attached>,
+    /// Its id, if the peer opened it: finished when this is dropped, and never accepted again.
+    accepted: Option<u64>,
+}
+
+impl Opened {
+    fn new(attached: Arc<Attached>) -> Self {
+        let opened = Self { attached, accepted: None };
+        opened.count();
+        opened
+    }
+
+    fn count(&self) {
+        self.attached.open.fetch_add(1, Ordering::Relaxed);
+        self.attached.opened.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Opened {
+    fn drop(&mut self) {
+        self.attached.open.fetch_sub(1, Ordering::Relaxed);
+        if let Some(id) = self.accepted {
+            self.attached.accepted().finished(id);
+        }
+    }
+}

@@ -1,0 +1,108 @@
+//! A path's control stream: one frame, one message, in order. Opened by the dialler; never resumed.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::time::timeout;
+
+use crate::net::{Link, PathError, PathRecv, PathSend};
+use crate::proto::codec;
+use crate::proto::control::Control;
+use crate::proto::frame::{FrameError, Frames, put_message};
+use crate::proto::limits;
+use crate::proto::stream::Kind;
+
+/// Why a control stream is of no more use.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ControlError {
+    /// The path is gone.
+    #[error(transparent)]
+    Path(#[from] PathError),
+    /// The peer ended its side; a control stream lasts as long as its path.
+    #[error("the peer ended the control stream")]
+    Ended,
+    /// What came is not one of our messages.
+    #[error("the peer broke the protocol: {0}")]
+    Frame(#[from] FrameError),
+    /// What came is not one of our messages.
+    #[error("the peer broke the protocol: {0}")]
+    Message(#[from] codec::DecodeError),
+    /// The first stream of a path is not a control stream.
+    #[error("the peer broke the protocol: its first stream is no control stream")]
+    Kind,
+    /// The message is not due now.
+    #[error("the peer broke the protocol: {0}")]
+    Order(&'static str),
+    /// The peer took too long.
+    #[error("the peer did not {0} in time")]
+    TimedOut(&'static str),
+}
+
+/// The sending side.
+#[derive(Debug)]
+pub struct ControlSend {
+    path: PathSend,
+    kind_due: bool,
+}
+
+/// The receiving side.
+#[derive(Debug)]
+pub struct ControlRecv {
+    path: PathRecv,
+    frames: Frames,
+}
+
+/// Opens the control stream of a path we dialled. The peer learns of it with the first message.
+pub async fn open(link: &Link) -> Result<(ControlSend, ControlRecv), ControlError> {
+    let (send, recv) = link.open().await?;
+    Ok((ControlSend { path: send, kind_due: true }, ControlRecv::new(recv)))
+}
+
+/// Takes the control stream of a path the peer dialled: the first stream it opens.
+pub async fn accept(link: &Link) -> Result<(ControlSend, ControlRecv), ControlError> {
+    let (send, recv) = link.accept().await?;
+    let mut recv = ControlRecv::new(recv);
+    let mut first = recv.path.read().await?.ok_or(ControlError::Ended)?;
+    let kind = first.split_to(1.min(first.len()));
+    if kind.first().copied().and_then(Kind::from_byte) != Some(Kind::Control) {
+        return Err(ControlError::Kind);
+    }
+    recv.frames.push(first);
+    Ok((ControlSend { path: send, kind_due: false }, recv))
+}
+
+impl ControlSend {
+    /// Sends a message. A peer that takes none for [`limits::ANSWER_BOUND`] is as good as gone.
+    pub async fn send(&mut self, messages: &[Control]) -> Result<(), ControlError> {
+        let mut buf = Vec::with_capacity(256);
+        if std::mem::take(&mut self.kind_due) {
+            buf.push(Kind::Control as u8);
+        }
+        messages.iter().for_each(|message| put_message(&mut buf, message));
+        let written = timeout(limits::ANSWER_BOUND, self.path.write(Bytes::from(buf))).await;
+        written.map_err(|_| ControlError::TimedOut("read"))?.map_err(ControlError::Path)
+    }
+}
+
+impl ControlRecv {
+    fn new(path: PathRecv) -> Self {
+        Self { path, frames: Frames::new(limits::CONTROL_MESSAGE_BYTES) }
+    }
+
+    /// The next message. Cancel-safe.
+    pub async fn next(&mut self) -> Result<Control, ControlError> {
+        loop {
+            if let Some(frame) = self.frames.next_frame()? {
+                return Ok(codec::decode(&frame)?);
+            }
+            let bytes = self.path.read().await?.ok_or(ControlError::Ended)?;
+            self.frames.push(bytes);
+        }
+    }
+
+    /// The next message, if it comes within this time. Cancel-safe.
+    pub async fn next_within(&mut self, bound: Duration, what: &'static str) -> Result<Control, ControlError> {
+        timeout(bound, self.next()).await.map_err(|_| ControlError::TimedOut(what))?
+    }
+}

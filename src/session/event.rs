@@ -1,0 +1,95 @@
+//! What a node tells its owner about sessions. For each peer `Connected` and `Disconnected` strictly alternate.
+
+use std::fmt;
+
+use crate::id::NodeId;
+use crate::net::LostReason;
+use crate::proto::control::SessionId;
+
+/// Something happened to a session.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Event {
+    /// A session is up: calls go through.
+    Connected {
+        /// The other node.
+        peer: NodeId,
+        /// The session's name.
+        session: SessionId,
+        /// Whether it is the session from before, with everything that was in flight.
+        resumed: bool,
+        /// What carries it.
+        path: PathKind,
+    },
+    /// A session is down. Services registered over it are offline.
+    Disconnected {
+        /// The other node.
+        peer: NodeId,
+        /// Why.
+        reason: DisconnectReason,
+    },
+    /// Whoever reads this was too slow: so many events before this one are lost to it.
+    Missed(u64),
+}
+
+/// What carries a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum PathKind {
+    /// A QUIC connection between the two nodes.
+    Direct,
+}
+
+impl fmt::Display for PathKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("direct")
+    }
+}
+
+/// Why a session went down.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum DisconnectReason {
+    /// This node's owner closed it, or the node goes down.
+    #[error("closed here")]
+    Here,
+    /// The peer's owner closed it.
+    #[error("closed by the peer")]
+    ByPeer,
+    /// The peer goes down in good order.
+    #[error("the peer goes down")]
+    PeerDown,
+    /// The peer's policy no longer allows us.
+    #[error("refused by the peer")]
+    Refused,
+    /// Our policy no longer allows the peer.
+    #[error("refused here")]
+    RefusedHere,
+    /// A newer link between the two nodes took over.
+    #[error("a newer link took over")]
+    Superseded,
+    /// Nothing answered for too long.
+    #[error("no answer for too long")]
+    NoAnswer,
+    /// The peer's process is another one, or does not know us any more.
+    #[error("the peer was restarted")]
+    Restarted,
+    /// The path failed in another way.
+    #[error("{0}")]
+    Path(String),
+}
+
+impl From<LostReason> for DisconnectReason {
+    fn from(reason: LostReason) -> Self {
+        use crate::proto::close::CloseCode;
+        match reason {
+            LostReason::Closed(CloseCode::Goodbye) => Self::ByPeer,
+            LostReason::Closed(CloseCode::Refused) => Self::Refused,
+            LostReason::Closed(CloseCode::Superseded | CloseCode::Crossed) => Self::Superseded,
+            LostReason::TimedOut => Self::NoAnswer,
+            LostReason::Restarted => Self::Restarted,
+            LostReason::Here => Self::Here,
+            other => Self::Path(other.to_string()),
+        }
+    }
+}

@@ -1,0 +1,253 @@
+//! From a link to an agreement: hello both ways, the roster's word on which link stays, attach both ways. Plain steps in
+//! order; on any error the link is closed with the code that fits, and nothing of it stays behind.
+
+use tokio::sync::oneshot;
+
+use super::attached::Agreement;
+use super::control::{self, ControlError, ControlRecv, ControlSend};
+use super::hub::Hub;
+use crate::net::{Link, LostReason, PathError};
+use crate::policy::Action;
+use crate::proto::close::CloseCode;
+use crate::proto::control::{Attach, Control, Hello, Role, SessionId, VERSION};
+use crate::proto::limits;
+use crate::state::roster::{LinkNumber, Parked, Verdict};
+
+/// Why no session came of a link.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum GreetError {
+    /// The peer let us know that it does not want us.
+    #[error("the peer refused us")]
+    Refused,
+    /// Our policy, or a limit of ours, keeps the peer out.
+    #[error("refused here: {0}")]
+    RefusedHere(String),
+    /// Another link between the same nodes stays instead.
+    #[error("another link is used instead")]
+    Unneeded,
+    /// Our attach number was past; the next attempt has the right one.
+    #[error("the peer knows a newer attachment")]
+    Stale,
+    /// No version of the protocol in common.
+    #[error("the peer speaks protocol versions {0} to {1}, this node speaks {VERSION}")]
+    Version(u16, u16),
+    /// The path was lost, or the peer broke the protocol.
+    #[error(transparent)]
+    Control(#[from] ControlError),
+}
+
+/// A session agreed on, and the control stream it came with.
+#[derive(Debug)]
+pub struct Greeted {
+    pub(super) agreement: Agreement,
+    pub(super) send: ControlSend,
+    pub(super) recv: ControlRecv,
+}
+
+impl Hub {
+    /// Greets the peer on a link we dialled. Cancelled, it closes the link.
+    pub(super) async fn greet_dialled(&self, link: Link) -> Result<Greeted, GreetError> {
+        let guard = Greeting::new(self, &link);
+        let Some(attach) = self.roster().propose(link.peer(), link.number()) else {
+            return guard.fail(GreetError::Unneeded);
+        };
+        match self.dialled(&link, attach).await {
+            Ok(greeted) => Ok(guard.done(greeted)),
+            Err(error) => guard.fail(error),
+        }
+    }
+
+    async fn dialled(&self, link: &Link, attach: u64) -> Result<Greeted, GreetError> {
+        let (mut send, mut recv) = control::open(link).await?;
+        send.send(&[Control::Hello(self.hello(link, None, attach))]).await?;
+        // The peer may keep us aside while its own dial is under way, so this takes as long as a dial may.
+        let Control::Hello(hello) = recv.next_within(limits::HANDSHAKE, "answer our hello").await? else {
+            return Err(ControlError::Order("its first message is no hello").into());
+        };
+        check_version(&hello)?;
+        let Some(session) = hello.session else {
+            self.roster().outpaced(link.peer(), hello.attach);
+            return Err(GreetError::Stale);
+        };
+        if hello.attach != attach || hello.role != Role::Node {
+            return Err(ControlError::Order("its hello agrees to something we did not propose").into());
+        }
+        let (verdict, parked) = self.roster().answered(link.peer(), link.number(), hello.boot, attach);
+        self.tell_parked(parked);
+        if !matches!(verdict, Verdict::Accept { .. }) {
+            return Err(GreetError::Unneeded);
+        }
+        link.permit();
+        send.send(&[attach_message(session, attach)]).await?;
+        expect_attach(&mut recv, session, attach).await?;
+        Ok(Greeted { agreement: Agreement { link: link.clone(), hello, session, attach }, send, recv })
+    }
+
+    /// Greets the peer on a link it dialled. Cancelled, it closes the link.
+    pub(super) async fn greet_accepted(&self, link: Link) -> Result<Greeted, GreetError> {
+        let guard = Greeting::new(self, &link);
+        match self.accepted(&link).await {
+            Ok(greeted) => Ok(guard.done(greeted)),
+            Err(error) => guard.fail(error),
+        }
+    }
+
+    async fn accepted(&self, link: &Link) -> Result<Greeted, GreetError> {
+        let decision = self.policy().decide(&link.peer(), Action::Connect, "");
+        if !decision.is_permit() {
+            return Err(GreetError::RefusedHere(format!("policy says {decision:?}")));
+        }
+        let hello_due = tokio::time::timeout(limits::HELLO, async {
+            let (send, mut recv) = control::accept(link).await?;
+            Ok::<_, ControlError>((recv.next().await?, send, recv))
+        });
+        let (Control::Hello(hello), mut send, mut recv) = hello_due.await.map_err(|_| ControlError::TimedOut("say hello"))??
+        else {
+            return Err(ControlError::Order("its first message is no hello").into());
+        };
+        check_version(&hello)?;
+        let attach = self.verdict(link, &hello, &mut send).await?;
+        let session = SessionId::random();
+        link.permit();
+        send.send(&[Control::Hello(self.hello(link, Some(session), attach)), attach_message(session, attach)]).await?;
+        expect_attach(&mut recv, session, attach).await?;
+        Ok(Greeted { agreement: Agreement { link: link.clone(), hello, session, attach }, send, recv })
+    }
+
+    /// The roster's word on a link whose hello came in; waits while it is kept aside.
+    async fn verdict(&self, link: &Link, hello: &Hello, send: &mut ControlSend) -> Result<u64, GreetError> {
+        let (verdict, waits) = {
+            let mut roster = self.roster();
+            let verdict = roster.greeted(link.peer(), link.number(), hello.role, hello.boot, hello.attach);
+            let waits = (verdict == Verdict::Park).then(|| self.park(link.number()));
+            (verdict, waits)
+        };
+        match verdict {
+            Verdict::Accept { attach, .. } => Ok(attach),
+            Verdict::TooMany => Err(GreetError::RefusedHere("too many visitors of this identity".into())),
+            Verdict::Stale(attach) => {
+                send.send(&[Control::Hello(self.hello(link, None, attach))]).await?;
+                // Closing at once would overtake the hello: the dialler closes when it has read it.
+                let _ = tokio::time::timeout(limits::ANSWER_BOUND, link.closed()).await;
+                Err(GreetError::Stale)
+            }
+            Verdict::Park => match waits.expect("made when the verdict was park").await {
+                Ok(Parked::Accept(_, attach)) => Ok(attach),
+                Ok(Parked::Close(_)) | Err(_) => Err(GreetError::Unneeded),
+            },
+        }
+    }
+
+    fn hello(&self, link: &Link, session: Option<SessionId>, attach: u64) -> Hello {
+        let own = self.own();
+        Hello {
+            versions: (VERSION, VERSION),
+            boot: own.boot,
+            role: own.role,
+            session,
+            attach,
+            name: own.name.clone(),
+            profile: own.profile,
+            addresses: self.addresses(),
+            observed: link.remote(),
+            extensions: Vec::new(),
+        }
+    }
+
+    fn park(&self, link: LinkNumber) -> oneshot::Receiver<Parked> {
+        let (tell, told) = oneshot::channel();
+        self.parked().insert(link, tell);
+        told
+    }
+
+    pub(super) fn tell_parked(&self, outcome: Option<Parked>) {
+        let Some(outcome) = outcome else { return };
+        let (Parked::Close(link) | Parked::Accept(link, _)) = outcome;
+        if let Some(tell) = self.parked().remove(&link) {
+            let _ = tell.send(outcome);
+        }
+    }
+}
+
+/// Sees to it that a greeting that fails, or is dropped, leaves no trace in the roster.
+struct Greeting<'a> {
+    hub: &'a Hub,
+    link: Link,
+    open: bool,
+}
+
+impl<'a> Greeting<'a> {
+    fn new(hub: &'a Hub, link: &Link) -> Self {
+        Self { hub, link: link.clone(), open: true }
+    }
+
+    fn done(mut self, greeted: Greeted) -> Greeted {
+        self.open = false;
+        greeted
+    }
+
+    fn fail<T>(self, error: GreetError) -> Result<T, GreetError> {
+        let error = match (error, self.link.lost()) {
+            (GreetError::Control(ControlError::Path(PathError::Lost(reason))), _) => told(reason),
+            (GreetError::Control(ControlError::Path(_) | ControlError::Ended), Some(reason)) => told(reason),
+            (other, _) => other,
+        };
+        if matches!(error, GreetError::RefusedHere(_)) {
+            self.hub.count_refused();
+        }
+        tracing::debug!(peer = %self.link.peer().short(), %error, "no session came of a link");
+        self.link.close(error.close_code());
+        Err(error)
+    }
+}
+
+impl Drop for Greeting<'_> {
+    fn drop(&mut self) {
+        if self.open {
+            self.link.close(CloseCode::Timeout);
+            self.hub.parked().remove(&self.link.number());
+            self.hub.ended(self.link.peer(), self.link.number());
+        }
+    }
+}
+
+/// What the code the peer closed the link with tells us.
+fn told(reason: LostReason) -> GreetError {
+    match reason {
+        LostReason::Closed(CloseCode::Refused) => GreetError::Refused,
+        LostReason::Closed(CloseCode::Crossed | CloseCode::Superseded) => GreetError::Unneeded,
+        LostReason::Closed(CloseCode::Stale) => GreetError::Stale,
+        other => GreetError::Control(ControlError::Path(PathError::Lost(other))),
+    }
+}
+
+impl GreetError {
+    fn close_code(&self) -> CloseCode {
+        match self {
+            GreetError::Refused | GreetError::RefusedHere(_) => CloseCode::Refused,
+            GreetError::Unneeded => CloseCode::Crossed,
+            GreetError::Stale => CloseCode::Stale,
+            GreetError::Version(..) => CloseCode::Version,
+            GreetError::Control(ControlError::TimedOut(_)) => CloseCode::Timeout,
+            GreetError::Control(_) => CloseCode::Protocol,
+        }
+    }
+}
+
+fn check_version(hello: &Hello) -> Result<(), GreetError> {
+    let (low, high) = hello.versions;
+    if (low..=high).contains(&VERSION) { Ok(()) } else { Err(GreetError::Version(low, high)) }
+}
+
+fn attach_message(session: SessionId, attach: u64) -> Control {
+    Control::Attach(Attach { session, attach, next_id: 0, live: Vec::new() })
+}
+
+async fn expect_attach(recv: &mut ControlRecv, session: SessionId, attach: u64) -> Result<(), GreetError> {
+    match recv.next_within(limits::HELLO, "attach").await? {
+        Control::Attach(theirs) if theirs.session == session && theirs.attach == attach => Ok(()),
+        Control::Attach(_) => Err(ControlError::Order("it attaches another session").into()),
+        _ => Err(ControlError::Order("a message before attach").into()),
+    }
+}

@@ -1,0 +1,163 @@
+//! [`Session`]: what the rest of the program holds of a session. It outlives paths: the same handle is good again after every
+//! reconnect.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+use tokio::time::{Instant, timeout_at};
+
+use super::attached::Attached;
+use super::hub::Hub;
+use super::peer::{Command, Peer, Unreached};
+use crate::id::NodeId;
+use crate::proto::control::SessionId;
+
+/// A session with a peer. Clones share it; dropping them does not end it.
+///
+/// The handle stays good over the loss of paths: a call made while the peer is not connected waits for it, within its
+/// deadline. It ends when the node releases the peer ([`Session::close`]) or goes down.
+#[derive(Clone)]
+pub struct Session {
+    hub: Hub,
+    peer: Arc<Peer>,
+}
+
+/// Where a session stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum SessionState {
+    /// A path carries it.
+    Connected,
+    /// No path carries it; this node dials.
+    Connecting,
+    /// No path carries it, and this node does not dial.
+    Idle,
+}
+
+/// Why waiting for a session was in vain.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum WaitError {
+    /// The time allowed has passed; the last attempt's outcome, if one ended.
+    #[error("not connected in time{}", .0.as_ref().map(|last| format!(": {last}")).unwrap_or_default())]
+    TimedOut(Option<Unreached>),
+    /// The node no longer keeps this session.
+    #[error("the session was closed here")]
+    Closed,
+    /// The last attempt failed, and the wait was for one answer only.
+    #[error("{0}")]
+    Unreached(Unreached),
+}
+
+impl Session {
+    pub(crate) fn new(hub: Hub, peer: Arc<Peer>) -> Self {
+        Self { hub, peer }
+    }
+
+    pub(crate) fn owner(&self) -> &Arc<Peer> {
+        &self.peer
+    }
+
+    /// The other node.
+    pub fn peer(&self) -> NodeId {
+        self.peer.id()
+    }
+
+    /// Where the session stands now.
+    pub fn state(&self) -> SessionState {
+        match (self.peer.attached(), self.peer.is_wanted()) {
+            (Some(_), _) => SessionState::Connected,
+            (None, true) => SessionState::Connecting,
+            (None, false) => SessionState::Idle,
+        }
+    }
+
+    /// Its name, while a path carries it.
+    pub fn id(&self) -> Option<SessionId> {
+        self.peer.attached().map(|attached| attached.session())
+    }
+
+    /// Waits until the session is up. Cancel-safe.
+    ///
+    /// # Errors
+    /// [`WaitError::TimedOut`] after this time, [`WaitError::Closed`] if the node gives the session up.
+    pub async fn connected(&self, within: Duration) -> Result<(), WaitError> {
+        self.attached_by(Some(Instant::now() + within), None, false).await.map(drop)
+    }
+
+    /// Waits until the session is up, or the first attempt from now on has failed for a reason that waiting does not mend: the
+    /// peer refuses us, or nothing is known of where it is.
+    pub(crate) async fn first_connected(&self, within: Duration) -> Result<(), WaitError> {
+        let deadline = Instant::now() + within;
+        loop {
+            match self.attached_by(Some(deadline), None, true).await {
+                Ok(_) => return Ok(()),
+                Err(WaitError::Unreached(Unreached::Failed(_) | Unreached::WrongKey(_))) => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Measures a round trip through the session's path, from this program and back. Cancel-safe.
+    ///
+    /// # Errors
+    /// [`WaitError`] if the session is not up, or no answer comes, within this time.
+    pub async fn ping(&self, within: Duration) -> Result<Duration, WaitError> {
+        let deadline = Instant::now() + within;
+        self.attached_by(Some(deadline), None, false).await?;
+        let (answer, answered) = oneshot::channel();
+        self.peer.command(Command::Ping(answer));
+        match timeout_at(deadline, answered).await {
+            Ok(Ok(round_trip)) => Ok(round_trip),
+            Ok(Err(_)) | Err(_) => Err(WaitError::TimedOut(None)),
+        }
+    }
+
+    /// Ends the session: says goodbye and dials no more. Calls in flight fail. Does not wait.
+    pub fn close(&self) {
+        self.peer.release();
+    }
+
+    /// The session on a path other than `not`, as soon as there is one. With `fail_fast` a failed attempt ends the wait.
+    pub(crate) async fn attached_by(
+        &self,
+        deadline: Option<Instant>,
+        not: Option<&Arc<Attached>>,
+        fail_fast: bool,
+    ) -> Result<Arc<Attached>, WaitError> {
+        if let Some(attached) = self.peer.attached().filter(|attached| !is(attached, not)) {
+            return Ok(attached);
+        }
+        let mut watch = self.peer.watch();
+        let before = watch.borrow().failures;
+        let wait = watch.wait_for(|state| {
+            let failed = state.failures > before && fail_fast;
+            state.gone || failed || state.attached.as_ref().is_some_and(|attached| !is(attached, not))
+        });
+        let waited = match deadline {
+            Some(deadline) => timeout_at(deadline, wait).await.map(|waited| waited.map(|state| state.clone())),
+            None => Ok(wait.await.map(|state| state.clone())),
+        };
+        match waited {
+            Err(_) => Err(WaitError::TimedOut(self.peer.watch().borrow().unreached.clone())),
+            Ok(Err(_)) => Err(WaitError::Closed),
+            Ok(Ok(state)) => match (state.attached, state.gone, state.unreached) {
+                (Some(attached), ..) if !is(&attached, not) => Ok(attached),
+                (_, true, _) | (_, _, None) => Err(WaitError::Closed),
+                (_, false, Some(unreached)) => Err(WaitError::Unreached(unreached)),
+            },
+        }
+    }
+}
+
+fn is(attached: &Arc<Attached>, other: Option<&Arc<Attached>>) -> bool {
+    other.is_some_and(|other| Arc::ptr_eq(attached, other))
+}
+
+impl fmt::Debug for Session {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Session").field("peer", &self.peer.id()).field("state", &self.state()).finish_non_exhaustive()
+    }
+}

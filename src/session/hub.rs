@@ -1,0 +1,314 @@
+//! All sessions of a node: who is wanted, who is here, and the tasks that see to it. One owner task per peer; this file starts
+//! them, hands them links, and joins them.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
+use tokio::task::JoinSet;
+
+use super::accept::Acceptor;
+use super::attached::Attached;
+use super::event::Event;
+use super::greet::{GreetError, Greeted};
+use super::peer::{Command, Owner, Peer};
+use super::window::Budget;
+use crate::id::NodeId;
+use crate::net::{Endpoint, Link};
+use crate::policy::PolicyHandle;
+use crate::proto::control::{BootId, Profile, Role};
+use crate::proto::limits;
+use crate::state::admission::scope;
+use crate::state::roster::{LinkNumber, Parked, Roster};
+
+/// Events kept for a reader that is slow; beyond them it is told how many it missed.
+const EVENTS: usize = 1_024;
+
+/// What this node says of itself.
+#[derive(Clone, Debug)]
+pub struct Own {
+    /// Its key's id.
+    pub id: NodeId,
+    /// This process.
+    pub boot: BootId,
+    /// A running node, or a visitor.
+    pub role: Role,
+    /// Its name, for display.
+    pub name: String,
+    /// How eagerly it watches idle paths.
+    pub profile: Profile,
+    /// What the times of its attempts are drawn from.
+    pub seed: u64,
+}
+
+/// All sessions of a node. Clones share them.
+#[derive(Clone)]
+pub struct Hub(Arc<Inner>);
+
+struct Inner {
+    own: Own,
+    addresses: Mutex<Vec<SocketAddr>>,
+    endpoint: Endpoint,
+    policy: PolicyHandle,
+    budget: Arc<Budget>,
+    acceptor: Arc<dyn Acceptor>,
+    roster: Mutex<Roster>,
+    parked: Mutex<HashMap<LinkNumber, oneshot::Sender<Parked>>>,
+    peers: Mutex<HashMap<NodeId, Arc<Peer>>>,
+    visitors: Mutex<HashMap<(NodeId, BootId), Arc<Peer>>>,
+    events: broadcast::Sender<Event>,
+    owners: mpsc::UnboundedSender<Owner>,
+    stop: watch::Sender<bool>,
+    refused: AtomicU64,
+}
+
+/// The tasks of a hub, to be run by whoever owns the node.
+pub struct HubTasks {
+    hub: Hub,
+    owners: mpsc::UnboundedReceiver<Owner>,
+}
+
+impl Hub {
+    /// Sets up the sessions of a node; nothing happens until the tasks are run.
+    pub fn new(own: Own, endpoint: Endpoint, policy: PolicyHandle, acceptor: Arc<dyn Acceptor>) -> (Self, HubTasks) {
+        let (owners, new_owners) = mpsc::unbounded_channel();
+        let hub = Self(Arc::new(Inner {
+            roster: Mutex::new(Roster::new(own.id)),
+            own,
+            addresses: Mutex::default(),
+            endpoint,
+            policy,
+            budget: Budget::new(limits::NODE_BUFFER_BYTES),
+            acceptor,
+            parked: Mutex::default(),
+            peers: Mutex::default(),
+            visitors: Mutex::default(),
+            events: broadcast::channel(EVENTS).0,
+            owners,
+            stop: watch::Sender::new(false),
+            refused: AtomicU64::new(0),
+        }));
+        (hub.clone(), HubTasks { hub, owners: new_owners })
+    }
+
+    /// What this node says of itself.
+    pub fn own(&self) -> &Own {
+        &self.0.own
+    }
+
+    /// The port it listens and dials on.
+    pub fn endpoint(&self) -> &Endpoint {
+        &self.0.endpoint
+    }
+
+    /// The policy in force.
+    pub fn policy(&self) -> &PolicyHandle {
+        &self.0.policy
+    }
+
+    pub(super) fn budget(&self) -> &Arc<Budget> {
+        &self.0.budget
+    }
+
+    pub(super) fn acceptor(&self) -> &Arc<dyn Acceptor> {
+        &self.0.acceptor
+    }
+
+    /// Where this node tells its peers it can be dialled.
+    pub fn addresses(&self) -> Vec<SocketAddr> {
+        lock(&self.0.addresses).clone()
+    }
+
+    /// Sets where this node tells its peers it can be dialled.
+    pub fn set_addresses(&self, addresses: Vec<SocketAddr>) {
+        *lock(&self.0.addresses) = addresses;
+    }
+
+    /// Events from now on.
+    pub fn events(&self) -> broadcast::Receiver<Event> {
+        self.0.events.subscribe()
+    }
+
+    pub(super) fn emit(&self, event: Event) {
+        tracing::info!(?event);
+        let _ = self.0.events.send(event);
+    }
+
+    pub(super) fn roster(&self) -> MutexGuard<'_, Roster> {
+        lock(&self.0.roster)
+    }
+
+    pub(super) fn parked(&self) -> MutexGuard<'_, HashMap<LinkNumber, oneshot::Sender<Parked>>> {
+        lock(&self.0.parked)
+    }
+
+    /// A link has ended, whatever it was.
+    pub(super) fn ended(&self, peer: NodeId, link: LinkNumber) {
+        let parked = self.roster().ended(peer, link);
+        self.tell_parked(parked);
+    }
+
+    /// Keeps a session with this peer from now on. Addresses are added to those known.
+    pub fn want(&self, id: NodeId, addresses: &[SocketAddr]) -> Arc<Peer> {
+        self.ask(id, |peer| peer.want(addresses))
+    }
+
+    /// Asks something of a peer's owner, which is started if it does not run. Under one lock with [`Hub::retire`], so that an
+    /// owner about to end either sees what is asked or has ended before.
+    fn ask(&self, id: NodeId, ask: impl FnOnce(&Peer)) -> Arc<Peer> {
+        let mut peers = lock(&self.0.peers);
+        let peer = peers.entry(id).or_insert_with(|| self.start_owner(id, None));
+        ask(peer);
+        peer.clone()
+    }
+
+    /// The peer of this id, if it is wanted or here.
+    pub fn known_peer(&self, id: NodeId) -> Option<Arc<Peer>> {
+        lock(&self.0.peers).get(&id).cloned()
+    }
+
+    /// All peers wanted or here.
+    pub fn peers(&self) -> Vec<Arc<Peer>> {
+        let mut peers: Vec<_> = lock(&self.0.peers).values().cloned().collect();
+        peers.extend(lock(&self.0.visitors).values().cloned());
+        peers
+    }
+
+    /// An owner has nothing more to do for this peer; unless something came in meanwhile it is forgotten. Says whether.
+    pub(super) fn retire(&self, peer: &Arc<Peer>, idle: impl FnOnce() -> bool) -> bool {
+        let mut peers = lock(&self.0.peers);
+        let mut visitors = lock(&self.0.visitors);
+        if !idle() {
+            return false;
+        }
+        match peer.visitor {
+            Some(boot) => drop(visitors.remove(&(peer.id, boot))),
+            None => {
+                peers.remove(&peer.id);
+                self.roster().forget(peer.id);
+            }
+        }
+        true
+    }
+
+    fn start_owner(&self, id: NodeId, visitor: Option<BootId>) -> Arc<Peer> {
+        let (peer, owner) = Owner::new(self.clone(), id, visitor);
+        // Fails only when the node has stopped; then the peer stays unconnected, and says so.
+        let _ = self.0.owners.send(owner);
+        peer
+    }
+
+    /// Hands a greeted link to the owner of its peer.
+    fn deliver(&self, greeted: Greeted) {
+        let id = greeted.agreement.link.peer();
+        let (role, boot) = (greeted.agreement.hello.role, greeted.agreement.hello.boot);
+        let attach = Command::Attach(Box::new(greeted));
+        match role {
+            Role::Node => drop(self.ask(id, |peer| peer.command(attach))),
+            Role::Visitor => {
+                let mut visitors = lock(&self.0.visitors);
+                visitors.entry((id, boot)).or_insert_with(|| self.start_owner(id, Some(boot))).command(attach);
+            }
+        }
+    }
+
+    async fn take_in(self, link: Link) {
+        if let Err(error) = self.has_room_for(&link) {
+            tracing::debug!(peer = %link.peer().short(), %error, "refused");
+            self.count_refused();
+            link.close(crate::proto::close::CloseCode::Refused);
+            return;
+        }
+        if let Some(peer) = self.known_peer(link.peer()) {
+            peer.command(Command::PeerDialled);
+        }
+        if let Ok(greeted) = self.greet_accepted(link).await {
+            self.deliver(greeted);
+        }
+    }
+
+    /// The limits on sessions: in all, and from one address for peers that no rule names.
+    fn has_room_for(&self, link: &Link) -> Result<(), GreetError> {
+        let peers = self.peers();
+        let attached: Vec<_> = peers.iter().filter_map(|peer| peer.attached()).collect();
+        if attached.len() >= limits::SESSIONS {
+            return Err(GreetError::RefusedHere("too many sessions".into()));
+        }
+        let from = link.remote().ip();
+        if from.is_loopback() || self.known_peer(link.peer()).is_some() {
+            return Ok(());
+        }
+        let same = attached.iter().filter(|attached| scope(attached.link().remote().ip()) == scope(from)).count();
+        if same >= limits::SESSIONS_PER_ADDRESS {
+            return Err(GreetError::RefusedHere("too many sessions from this address".into()));
+        }
+        Ok(())
+    }
+
+    /// Sessions that are up.
+    pub fn attached(&self) -> Vec<Arc<Attached>> {
+        self.peers().iter().filter_map(|peer| peer.attached()).collect()
+    }
+
+    /// Ends everything in good order: each peer is told, calls in flight are finished within `limits::DRAIN`. Waits for it.
+    pub async fn drain(&self) {
+        let drained: Vec<_> = self.peers().into_iter().map(|peer| peer.drain()).collect();
+        futures_util::future::join_all(drained).await;
+        self.stop();
+    }
+
+    /// Addresses or routes changed: whoever waits to dial, dials.
+    pub fn network_changed(&self) {
+        self.peers().iter().for_each(|peer| peer.command(Command::NetworkChanged));
+    }
+
+    /// Peers turned away by policy or a limit.
+    pub fn refused(&self) -> u64 {
+        self.0.refused.load(Relaxed)
+    }
+
+    pub(super) fn count_refused(&self) {
+        self.0.refused.fetch_add(1, Relaxed);
+    }
+
+    /// Ends the tasks now.
+    pub fn stop(&self) {
+        self.0.stop.send_replace(true);
+    }
+}
+
+impl HubTasks {
+    /// Takes in links and runs the owners of peers until the hub is stopped. Owns all of them: dropping this drops them.
+    pub async fn run(mut self) {
+        let (to_links, mut links) = mpsc::channel(limits::PENDING_HANDSHAKES);
+        let endpoint = self.hub.endpoint().clone();
+        let mut stop = self.hub.0.stop.subscribe();
+        let (mut tasks, mut greetings) = (JoinSet::new(), JoinSet::new());
+        tasks.spawn(async move { endpoint.accept(to_links).await });
+        loop {
+            tokio::select! {
+                biased;
+                _ = stop.wait_for(|stop| *stop) => return,
+                Some(owner) = self.owners.recv() => drop(tasks.spawn(owner.run())),
+                Some(link) = links.recv() => drop(greetings.spawn(self.hub.clone().take_in(link))),
+                Some(ended) = tasks.join_next() => report(ended),
+                Some(ended) = greetings.join_next() => report(ended),
+            }
+        }
+    }
+}
+
+/// A panic of a task is a bug of ours, and never goes unsaid.
+pub(super) fn report(ended: Result<(), tokio::task::JoinError>) {
+    if let Err(error) = ended
+        && error.is_panic()
+    {
+        tracing::error!(%error, "a task of the node panicked; this is a bug");
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().expect("nothing panics while it is held")
+}

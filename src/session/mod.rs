@@ -1,0 +1,26 @@
+//! Sessions: the relation of two nodes, whatever path carries it. One owner task per peer joins paths to the session, watches
+//! them, and dials again when they are lost. This room knows streams and who opened them; it does not know what a call is.
+
+mod accept;
+mod attached;
+mod control;
+mod event;
+mod greet;
+mod handle;
+mod hub;
+mod info;
+mod notice;
+mod path;
+mod peer;
+mod stream;
+mod window;
+
+pub(crate) use accept::{Acceptor, Serving};
+pub use attached::{Attached, SMALL_BODY_BYTES, Share};
+pub use event::{DisconnectReason, Event, PathKind};
+pub use handle::{Session, SessionState, WaitError};
+pub(crate) use hub::{Hub, HubTasks, Own};
+pub use info::{PeerInfo, SessionInfo};
+pub(crate) use peer::Peer;
+pub use peer::Unreached;
+pub use stream::{StreamRecv, StreamSend};

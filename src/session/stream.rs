@@ -1,0 +1,126 @@
+//! The streams of a session: two halves with an id and byte offsets, whatever carries them. Today every stream is carried by a
+//! path stream of its own; what a half knows (id, attach number, offset) is what it takes to carry it on elsewhere.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::attached::{Attached, Opened};
+use crate::net::{PathError, PathRecv, PathSend};
+use crate::proto::close::StreamCode;
+use crate::proto::stream::{HEAD_BYTES_MAX, Head};
+
+/// The sending half of a session's stream. Dropped unfinished it is reset.
+#[derive(Debug)]
+pub struct StreamSend {
+    path: PathSend,
+    /// The head that has still to go before the first byte, on the side that opened the stream.
+    head: Option<Head>,
+    /// What a begun buffer holds before the stream's own bytes.
+    uncounted: usize,
+    offset: u64,
+}
+
+impl StreamSend {
+    pub(super) fn opened(path: PathSend, head: Head) -> Self {
+        Self { path, head: Some(head), uncounted: 0, offset: 0 }
+    }
+
+    pub(super) fn accepted(path: PathSend) -> Self {
+        Self { path, head: None, uncounted: 0, offset: 0 }
+    }
+
+    /// Begins the (empty) buffer of the first write: what has to go before the stream's own bytes is put into it, so that both
+    /// leave in one piece. Later buffers stay empty.
+    pub fn begin(&mut self, buf: &mut Vec<u8>) {
+        if let Some(head) = self.head.take() {
+            head.put(buf);
+            self.uncounted = buf.len();
+        }
+    }
+
+    /// Sends bytes; waits while there is no room. Not cancel-safe: a dropped write may have sent a part.
+    pub async fn write(&mut self, bytes: Bytes) -> Result<(), PathError> {
+        if self.head.is_some() {
+            let mut buf = Vec::with_capacity(HEAD_BYTES_MAX);
+            self.begin(&mut buf);
+            self.uncounted = 0;
+            self.path.write(buf.into()).await?;
+        }
+        self.offset += (bytes.len() - std::mem::take(&mut self.uncounted)) as u64;
+        self.path.write(bytes).await
+    }
+
+    /// Bytes of the stream sent so far.
+    pub fn offset(&self) -> u64 {
+        self.offset
+    }
+
+    /// No more bytes follow.
+    pub fn finish(&mut self) -> Result<(), PathError> {
+        self.path.finish()
+    }
+
+    /// Gives up: the peer sees this code instead of the rest.
+    pub fn reset(&mut self, code: StreamCode) {
+        self.path.reset(code);
+    }
+
+    /// Ends when the peer reads no longer (`Err`) or has everything (`Ok`). Cancel-safe.
+    pub fn stopped(&self) -> impl Future<Output = Result<(), PathError>> + Send + 'static {
+        self.path.stopped()
+    }
+}
+
+/// The receiving half of a session's stream. Dropped before its end, the peer is told to stop.
+#[derive(Debug)]
+pub struct StreamRecv {
+    path: PathRecv,
+    opened: Opened,
+    /// Bytes that came together with the head.
+    first: Option<Bytes>,
+    offset: u64,
+}
+
+impl StreamRecv {
+    pub(super) fn new(path: PathRecv, opened: Opened, first: Option<Bytes>) -> Self {
+        Self { path, opened, first, offset: 0 }
+    }
+
+    /// The next bytes in order; `None` at the end. Cancel-safe.
+    pub async fn read(&mut self) -> Result<Option<Bytes>, PathError> {
+        let bytes = match self.first.take() {
+            Some(first) => first,
+            None => match self.path.read().await? {
+                Some(bytes) => {
+                    self.opened.attached.received(bytes.len());
+                    bytes
+                }
+                None => return Ok(None),
+            },
+        };
+        self.offset += bytes.len() as u64;
+        Ok(Some(bytes))
+    }
+
+    /// Puts back the rest of what the last read gave: the next one gives it again.
+    pub(super) fn unread(&mut self, rest: Bytes) {
+        self.offset -= rest.len() as u64;
+        self.first = (!rest.is_empty()).then_some(rest);
+    }
+
+    /// Bytes handed out so far.
+    pub fn offset(&self) -> u64 {
+        self.offset
+    }
+
+    /// Reads no more, and tells the peer why.
+    pub fn stop(&mut self, code: StreamCode) {
+        self.path.stop(code);
+    }
+
+    /// What carries the session now.
+    pub fn attached(&self) -> &Arc<Attached> {
+        &self.opened.attached
+    }
+}

@@ -1,0 +1,342 @@
+//! When to dial a wanted peer: the timing of its supervisor. Decides how many attempts run and when the next starts; knows no
+//! sockets, opens nothing and picks no address, except that it remembers which ones answered with another key.
+//!
+//! - **Quick**, for the resume window after a session was lost (`Active` only): an attempt starts every 0.1 to 1 s, beside those
+//!   still running, at most 3 alive. One of them may take as long as a handshake may; the others are given up after 3 s, so that
+//!   a path that comes back is tried afresh, and a slow one has its chance.
+//! - **Steady**, before the first session, after the window and on battery: one attempt at a time, full-jitter exponential
+//!   backoff (the start of the next is drawn evenly from zero to a ceiling that doubles from 100 ms to 30 s; "Exponential
+//!   Backoff And Jitter", AWS Architecture Blog, 2015). The time counts from the start of an attempt, so that an attempt into
+//!   silence is part of the wait.
+//! - **Refused**: as steady, with a ceiling of 5 min, until an attempt ends otherwise or the timing is reset.
+//!
+//! A network change, a sleep of this machine and the peer dialling us start all over: see [`Input`]. A session that did not
+//! last 3 s starts nothing over, nor does the peer dialling after it: two nodes that keep closing each other's links slow down.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use rand::{Rng, RngExt};
+
+use crate::proto::control::Profile;
+use crate::proto::limits;
+
+/// Most attempts alive at once.
+pub const ATTEMPTS: usize = 3;
+/// Shortest and longest time between the starts of two quick attempts.
+pub const QUICK: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
+/// The first attempt after a session was lost starts within this: a restarted node meets its peers one after the other.
+pub const FIRST_AFTER_LOSS: Duration = Duration::from_millis(500);
+/// A wake-up this much late means that the machine slept.
+pub const SLEPT: Duration = Duration::from_secs(2);
+/// Resets in a row dial at most this often: an interface coming up is several changes.
+pub const RESET_SPACING: Duration = Duration::from_secs(1);
+/// A session that lasted this long has worked; one that did not is a failed attempt.
+pub const STABLE: Duration = limits::ANSWER_BOUND;
+/// On battery: the first ceiling, and the largest once there is no session left to resume.
+pub const BATTERY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(120));
+/// Most addresses set aside; one more takes the place of the oldest.
+pub const SET_ASIDE: usize = 2 * limits::ADDRESSES;
+
+/// One attempt to dial.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct AttemptId(u64);
+
+/// What happened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Input {
+    /// The time came that [`Todo::wake`] named. Too early is harmless; more than [`SLEPT`] late counts as [`Slept`](Self::Slept).
+    Tick,
+    /// An attempt ended without an answer from the peer, or had no address to dial.
+    Failed(AttemptId),
+    /// The peer itself refused an attempt.
+    Refused(AttemptId),
+    /// An address answered with another key. The attempt that found it goes on, or fails by a `Failed` of its own.
+    WrongKey(SocketAddr),
+    /// The session is up, by an attempt of ours or of the peer's.
+    Connected,
+    /// The session has no path any more.
+    Lost,
+    /// The peer's link reached us, so it can be reached, and wants us. If its link comes to nothing, ours follows within 1 s.
+    PeerDialled,
+    /// Addresses or routes of this machine changed. Dials at once; addresses set aside may lead elsewhere now.
+    NetworkChanged,
+    /// This machine slept. For callers whose clock stands still meanwhile, as Linux's monotonic clock does. Dials at once.
+    Slept,
+}
+
+/// What to do now.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Todo {
+    /// Give these attempts up. Whatever they still report is ignored.
+    pub abandon: Vec<AttemptId>,
+    /// Start this attempt.
+    pub dial: Option<Dial>,
+    /// Come back with a [`Input::Tick`] then; until then only other inputs matter.
+    pub wake: Option<Instant>,
+}
+
+/// An attempt to start. It is alive until it is reported or abandoned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Dial {
+    /// Names it in what is reported of it.
+    pub attempt: AttemptId,
+    /// Time to an attached session. Past it the attempt is abandoned, whether or not it reports.
+    pub within: Duration,
+}
+
+/// The timing of one wanted peer's supervisor. Feed it every event, do what it returns; it cannot get stuck: while there is
+/// no session there is always a next wake-up, even when attempts are never reported.
+///
+/// ```
+/// use std::time::{Duration, Instant};
+/// use voltmesh::proto::control::Profile;
+/// use voltmesh::state::backoff::{Backoff, Input};
+///
+/// let (mut backoff, mut rng, now) = (Backoff::new(Profile::Active), rand::rng(), Instant::now());
+/// let dial = backoff.handle(Input::Tick, now, &mut rng).dial.expect("the first attempt starts at once");
+/// let todo = backoff.handle(Input::Failed(dial.attempt), now, &mut rng);
+/// assert!(todo.wake.unwrap() <= now + Duration::from_millis(100));
+/// ```
+#[derive(Debug)]
+pub struct Backoff {
+    profile: Profile,
+    up_since: Option<Instant>,
+    /// What there is to resume can be resumed until then.
+    resume_until: Option<Instant>,
+    alive: Vec<Attempt>,
+    attempts: u64,
+    /// Steady attempts since the last reset: the exponent of the ceiling.
+    doublings: u32,
+    refused: bool,
+    /// The last session was lost before it had worked.
+    unstable: bool,
+    /// When the next attempt is due, if there is room for it; `None` is at once.
+    next: Option<Instant>,
+    /// What the time to it was drawn from.
+    ceiling: Duration,
+    /// When a reset's own attempt is due. It finds room by taking the oldest one's.
+    urgent: Option<Instant>,
+    last_urgent: Option<Instant>,
+    /// The wake-up last asked for.
+    planned: Option<Instant>,
+    set_aside: Vec<(SocketAddr, Instant)>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Attempt {
+    id: AttemptId,
+    ends: Instant,
+    patient: bool,
+}
+
+impl Backoff {
+    /// For a peer that was never connected. The first [`Input::Tick`] dials.
+    pub fn new(profile: Profile) -> Self {
+        Self {
+            profile,
+            up_since: None,
+            resume_until: None,
+            alive: Vec::with_capacity(ATTEMPTS),
+            attempts: 0,
+            doublings: 0,
+            refused: false,
+            unstable: false,
+            next: None,
+            ceiling: Duration::ZERO,
+            urgent: None,
+            last_urgent: None,
+            planned: None,
+            set_aside: Vec::new(),
+        }
+    }
+
+    /// Takes one event and says what to do. Times must not go back.
+    pub fn handle(&mut self, input: Input, now: Instant, rng: &mut impl Rng) -> Todo {
+        let slept = self.planned.is_some_and(|planned| now > planned + SLEPT);
+        if slept && self.up_since.is_none() {
+            self.reset(now);
+        }
+        let mut todo = Todo::default();
+        match input {
+            Input::Tick => {}
+            Input::Failed(attempt) => drop(self.end(attempt, false)),
+            Input::Refused(attempt) => self.refused(attempt, now, rng),
+            Input::WrongKey(addr) => self.put_aside(addr, now),
+            Input::Connected => self.connected(now, &mut todo),
+            Input::Lost => self.lost(now, rng),
+            Input::PeerDialled => self.peer_dialled(now, rng),
+            Input::NetworkChanged => {
+                self.set_aside.clear();
+                self.reset(now);
+            }
+            Input::Slept => self.reset(now),
+        }
+        if self.up_since.is_none() {
+            self.proceed(now, rng, &mut todo);
+        }
+        self.planned = todo.wake;
+        todo
+    }
+
+    /// The longest the next attempt was to be waited for, from the start of the one before. A path that comes up is in use
+    /// after at most this and the time of two handshakes: one into the silence before, and its own.
+    pub fn ceiling(&self) -> Duration {
+        self.ceiling
+    }
+
+    /// How many attempts are alive.
+    pub fn alive(&self) -> usize {
+        self.alive.len()
+    }
+
+    /// Whether this address answered with another key within the last 5 min: try others.
+    pub fn is_set_aside(&self, addr: SocketAddr, now: Instant) -> bool {
+        self.set_aside.iter().any(|(other, until)| *other == addr && now < *until)
+    }
+
+    fn connected(&mut self, now: Instant, todo: &mut Todo) {
+        todo.abandon.extend(self.alive.drain(..).map(|attempt| attempt.id));
+        self.up_since.get_or_insert(now);
+        self.urgent = None;
+    }
+
+    fn lost(&mut self, now: Instant, rng: &mut impl Rng) {
+        let Some(since) = self.up_since.take() else { return };
+        self.unstable = now.saturating_duration_since(since) < STABLE;
+        if !self.unstable {
+            self.resume_until = Some(now + limits::RESUME_WINDOW);
+            self.start_over();
+        }
+        let longest = if self.is_quick(now) { FIRST_AFTER_LOSS } else { self.steady_ceiling(now).max(FIRST_AFTER_LOSS) };
+        self.plan(now, Duration::ZERO, longest, rng);
+    }
+
+    fn refused(&mut self, attempt: AttemptId, now: Instant, rng: &mut impl Rng) {
+        if self.end(attempt, true) {
+            self.resume_until = None;
+            self.plan(now, Duration::ZERO, self.steady_ceiling(now), rng);
+        }
+    }
+
+    /// Ours does not start at once: theirs is on its way, and two would only cross.
+    fn peer_dialled(&mut self, now: Instant, rng: &mut impl Rng) {
+        if self.up_since.is_some() || self.unstable {
+            return;
+        }
+        self.start_over();
+        let due = self.next.unwrap_or(now);
+        if due > now + QUICK.1 {
+            self.plan(now, QUICK.0, QUICK.1, rng);
+        }
+    }
+
+    /// Dials now, or once [`RESET_SPACING`] has passed since the last time.
+    fn reset(&mut self, now: Instant) {
+        if self.up_since.is_none() {
+            self.urgent = Some(self.last_urgent.map_or(now, |last| now.max(last + RESET_SPACING)));
+        }
+    }
+
+    fn start_over(&mut self) {
+        self.doublings = 0;
+        self.refused = false;
+    }
+
+    fn put_aside(&mut self, addr: SocketAddr, now: Instant) {
+        self.set_aside.retain(|(other, until)| *other != addr && now < *until);
+        if self.set_aside.len() == SET_ASIDE {
+            self.set_aside.remove(0);
+        }
+        self.set_aside.push((addr, now + limits::REFUSED_BACKOFF_MAX));
+    }
+
+    /// False when the attempt was not alive: its report changes nothing.
+    fn end(&mut self, attempt: AttemptId, refused: bool) -> bool {
+        let before = self.alive.len();
+        self.alive.retain(|alive| alive.id != attempt);
+        let ended = self.alive.len() < before;
+        if ended {
+            self.refused = refused;
+        }
+        ended
+    }
+
+    fn proceed(&mut self, now: Instant, rng: &mut impl Rng, todo: &mut Todo) {
+        self.give_up_overdue(now, todo);
+        if self.urgent.is_some_and(|due| due <= now) {
+            self.urgent = None;
+            self.last_urgent = Some(now);
+            self.unstable = false;
+            self.start_over();
+            if self.alive.len() >= ATTEMPTS {
+                todo.abandon.push(self.alive.remove(0).id);
+            }
+            todo.dial = Some(self.dial(now, rng));
+        } else if self.has_room(now) && self.next.is_none_or(|due| due <= now) {
+            todo.dial = Some(self.dial(now, rng));
+        }
+        let next = self.next.filter(|_| self.has_room(now));
+        todo.wake = next.into_iter().chain(self.urgent).chain(self.alive.iter().map(|attempt| attempt.ends)).min();
+    }
+
+    fn give_up_overdue(&mut self, now: Instant, todo: &mut Todo) {
+        while let Some(overdue) = self.alive.iter().find(|attempt| attempt.ends <= now).map(|attempt| attempt.id) {
+            self.end(overdue, false);
+            todo.abandon.push(overdue);
+        }
+    }
+
+    fn has_room(&self, now: Instant) -> bool {
+        self.alive.len() < if self.is_quick(now) { ATTEMPTS } else { 1 }
+    }
+
+    fn dial(&mut self, now: Instant, rng: &mut impl Rng) -> Dial {
+        let quick = self.is_quick(now);
+        let patient = !quick || !self.alive.iter().any(|attempt| attempt.patient);
+        let within = if patient { limits::HANDSHAKE } else { limits::ANSWER_BOUND };
+        let attempt = AttemptId(self.attempts);
+        self.attempts += 1;
+        self.alive.push(Attempt { id: attempt, ends: now + within, patient });
+        if quick {
+            self.plan(now, QUICK.0, QUICK.1, rng);
+        } else {
+            self.plan(now, Duration::ZERO, self.steady_ceiling(now), rng);
+            self.doublings += 1;
+        }
+        Dial { attempt, within }
+    }
+
+    fn plan(&mut self, now: Instant, shortest: Duration, longest: Duration, rng: &mut impl Rng) {
+        self.next = Some(now + even(rng, shortest, longest));
+        self.ceiling = longest;
+    }
+
+    fn is_quick(&self, now: Instant) -> bool {
+        self.profile == Profile::Active && self.is_resumable(now) && !self.refused
+    }
+
+    fn is_resumable(&self, now: Instant) -> bool {
+        self.resume_until.is_some_and(|until| now < until)
+    }
+
+    fn steady_ceiling(&self, now: Instant) -> Duration {
+        let battery = self.profile == Profile::Battery;
+        let first = if battery { BATTERY.0 } else { limits::BACKOFF_FIRST };
+        let max = match self.refused {
+            true => limits::REFUSED_BACKOFF_MAX,
+            false if battery && !self.is_resumable(now) => BATTERY.1,
+            false => limits::BACKOFF_MAX,
+        };
+        first.saturating_mul(1 << self.doublings.min(20)).min(max)
+    }
+}
+
+/// Evenly drawn from `low` to `high`, both included.
+fn even(rng: &mut impl Rng, low: Duration, high: Duration) -> Duration {
+    let nanos = |duration: Duration| u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
+    Duration::from_nanos(rng.random_range(nanos(low)..=nanos(high)))
+}
+
+#[cfg(test)]
+mod tests;

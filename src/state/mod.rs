@@ -1,0 +1,12 @@
+//! The machines that hold everything hard about sessions: time, several events at once, two sides. Each takes inputs and the
+//! present time, and returns what is to be done. None has a clock, a socket, a task or an await, and none draws a random number that
+//! was not handed in; so each is tested in milliseconds, over simulated days.
+//!
+//! Time is `std::time::Instant`, from whatever clock the caller lives by; `tokio::time::Instant::now().into_std()` follows
+//! tokio's paused time in tests.
+
+pub mod admission;
+pub mod backoff;
+pub mod ids;
+pub mod liveness;
+pub mod roster;

@@ -1,0 +1,288 @@
+//! Who is here, and which of two links between the same nodes stays. Kept by (id, role, boot id). Knows links by number only;
+//! opens, reads and closes nothing: it answers what to do.
+//!
+//! The rule: **a new link replaces an older one.** Attach numbers say which is newer: both processes remember the highest they
+//! have agreed on, and whoever dials proposes one more. So an end that still believes in a dead link never locks the other
+//! out. Only when two dials really crossed, that is when both propose the same number, does a rule on ids decide: the dial of
+//! the smaller id wins, and the other link is kept aside until the winner has carried a hello both ways.
+
+use std::collections::HashMap;
+
+use crate::id::NodeId;
+use crate::proto::control::{BootId, Role};
+use crate::proto::limits;
+
+/// A link, as far as the roster knows it.
+pub type LinkNumber = usize;
+
+/// What to do with a link whose hello came in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Answer: the session goes on this link under this attach number.
+    Accept {
+        /// The number agreed.
+        attach: u64,
+        /// The link that is over now, if there was one.
+        replaces: Option<LinkNumber>,
+    },
+    /// Do not answer yet: our own dial crossed this one and goes first. Another output says what becomes of it.
+    Park,
+    /// Close it: the number proposed is past. The number to tell the peer, so that its next proposal is right.
+    Stale(u64),
+    /// Close it: too many visitors of this identity.
+    TooMany,
+}
+
+/// What to do with a link kept aside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Parked {
+    /// The other one won: close it as crossed.
+    Close(LinkNumber),
+    /// The other one failed: answer it after all, under this attach number.
+    Accept(LinkNumber, u64),
+}
+
+/// A proposal under way on a link we dialled.
+#[derive(Clone, Copy, Debug)]
+struct Dial {
+    link: LinkNumber,
+    attach: u64,
+}
+
+#[derive(Debug, Default)]
+struct Entry {
+    /// The peer's process we last spoke with.
+    boot: Option<BootId>,
+    /// The highest number agreed with that process.
+    attach: u64,
+    /// The highest number we proposed to it.
+    proposed: u64,
+    /// The link its session is on.
+    link: Option<LinkNumber>,
+    /// Our own hello that is not answered yet.
+    dial: Option<Dial>,
+    /// The peer's link that waits for it.
+    parked: Option<(LinkNumber, BootId, u64)>,
+}
+
+/// The peers of one node, and the links between.
+#[derive(Debug)]
+pub struct Roster {
+    own: NodeId,
+    nodes: HashMap<NodeId, Entry>,
+    visitors: HashMap<NodeId, Vec<(BootId, LinkNumber)>>,
+}
+
+impl Roster {
+    /// The roster of the node with this id.
+    pub fn new(own: NodeId) -> Self {
+        Self { own, nodes: HashMap::new(), visitors: HashMap::new() }
+    }
+
+    /// We dialled this link and are about to say hello on it: the attach number to propose. `None` if the peer has a link or
+    /// is being greeted already, and this one can be closed.
+    pub fn propose(&mut self, peer: NodeId, link: LinkNumber) -> Option<u64> {
+        let entry = self.nodes.entry(peer).or_default();
+        if entry.link.is_some() || entry.dial.is_some() {
+            return None;
+        }
+        let attach = entry.attach.max(entry.proposed) + 1;
+        entry.proposed = attach;
+        entry.dial = Some(Dial { link, attach });
+        Some(attach)
+    }
+
+    /// A hello came in on a link the peer dialled.
+    pub fn greeted(&mut self, peer: NodeId, link: LinkNumber, role: Role, boot: BootId, attach: u64) -> Verdict {
+        if role == Role::Visitor {
+            return self.visited(peer, link, boot, attach);
+        }
+        let own_dial_wins = self.own < peer;
+        let entry = self.nodes.entry(peer).or_default();
+        let same_process = entry.boot.is_none_or(|known| known == boot);
+        if same_process && entry.boot.is_some() && attach <= entry.attach {
+            return Verdict::Stale(entry.attach);
+        }
+        let crossed = same_process && entry.dial.is_some_and(|dial| dial.attach == attach);
+        if crossed && own_dial_wins && entry.parked.is_none() {
+            entry.parked = Some((link, boot, attach));
+            return Verdict::Park;
+        }
+        entry.take(link, boot, attach)
+    }
+
+    /// The answer to our hello came in on a link we dialled. Also says what becomes of a link kept aside for it.
+    pub fn answered(&mut self, peer: NodeId, link: LinkNumber, boot: BootId, attach: u64) -> (Verdict, Option<Parked>) {
+        let entry = self.nodes.entry(peer).or_default();
+        entry.end_dial(link);
+        if entry.boot == Some(boot) && attach < entry.attach {
+            return (Verdict::Stale(entry.attach), None);
+        }
+        let verdict = entry.take(link, boot, attach);
+        (verdict, entry.parked.take().map(|(parked, ..)| Parked::Close(parked)))
+    }
+
+    /// The peer told us that our proposal was past: `attach` is the highest it knows of our two processes.
+    pub fn outpaced(&mut self, peer: NodeId, attach: u64) {
+        let entry = self.nodes.entry(peer).or_default();
+        entry.proposed = entry.proposed.max(attach);
+    }
+
+    /// A link ended, whatever it was. If another one waited for it, says what becomes of that.
+    pub fn ended(&mut self, peer: NodeId, link: LinkNumber) -> Option<Parked> {
+        if let Some(visitors) = self.visitors.get_mut(&peer) {
+            visitors.retain(|(_, number)| *number != link);
+            if visitors.is_empty() {
+                self.visitors.remove(&peer);
+            }
+        }
+        let entry = self.nodes.get_mut(&peer)?;
+        if entry.link == Some(link) {
+            entry.link = None;
+        }
+        if entry.parked.is_some_and(|(parked, ..)| parked == link) {
+            entry.parked = None;
+        }
+        if !entry.end_dial(link) {
+            return None;
+        }
+        let (parked, boot, attach) = entry.parked.take()?;
+        entry.take(parked, boot, attach);
+        Some(Parked::Accept(parked, attach))
+    }
+
+    /// The link a node's session is on.
+    pub fn link(&self, peer: NodeId) -> Option<LinkNumber> {
+        self.nodes.get(&peer)?.link
+    }
+
+    /// Forgets a node we neither want nor have a link with. What is lost is the memory of attach numbers, which the peer
+    /// gives back when our proposal turns out to be past.
+    pub fn forget(&mut self, peer: NodeId) {
+        if self.nodes.get(&peer).is_some_and(|entry| entry.link.is_none() && entry.dial.is_none() && entry.parked.is_none()) {
+            self.nodes.remove(&peer);
+        }
+    }
+
+    /// How many nodes are remembered.
+    pub fn len(&self) -> usize {
+        self.nodes.len()
+    }
+
+    /// Whether none are.
+    pub fn is_empty(&self) -> bool {
+        self.nodes.is_empty()
+    }
+
+    fn visited(&mut self, peer: NodeId, link: LinkNumber, boot: BootId, attach: u64) -> Verdict {
+        let visitors = self.visitors.entry(peer).or_default();
+        if let Some(known) = visitors.iter_mut().find(|(known, _)| *known == boot) {
+            let replaces = Some(std::mem::replace(&mut known.1, link));
+            return Verdict::Accept { attach, replaces };
+        }
+        if visitors.len() >= limits::VISITORS {
+            return Verdict::TooMany;
+        }
+        visitors.push((boot, link));
+        Verdict::Accept { attach, replaces: None }
+    }
+}
+
+impl Entry {
+    fn take(&mut self, link: LinkNumber, boot: BootId, attach: u64) -> Verdict {
+        if self.boot != Some(boot) {
+            self.boot = Some(boot);
+            self.proposed = self.dial.map_or(0, |dial| dial.attach);
+        }
+        self.attach = attach;
+        Verdict::Accept { attach, replaces: self.link.replace(link).filter(|old| *old != link) }
+    }
+
+    fn end_dial(&mut self, link: LinkNumber) -> bool {
+        let ours = self.dial.is_some_and(|dial| dial.link == link);
+        if ours {
+            self.dial = None;
+        }
+        ours
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::SecretKey;
+
+    const BOOT: BootId = BootId([1; 16]);
+    const REBOOT: BootId = BootId([2; 16]);
+
+    /// A roster whose own id is the smaller (true) or the larger one, and the peer's id.
+    fn roster(smaller: bool) -> (Roster, NodeId) {
+        let mut ids = [SecretKey::generate().id(), SecretKey::generate().id()];
+        ids.sort();
+        let [low, high] = ids;
+        if smaller { (Roster::new(low), high) } else { (Roster::new(high), low) }
+    }
+
+    fn accepted(attach: u64, replaces: Option<LinkNumber>) -> Verdict {
+        Verdict::Accept { attach, replaces }
+    }
+
+    #[test]
+    fn a_new_link_replaces_an_older_one_even_if_we_believe_in_that() {
+        let (mut roster, peer) = roster(true);
+        assert_eq!(roster.greeted(peer, 1, Role::Node, BOOT, 1), accepted(1, None));
+        assert_eq!(roster.greeted(peer, 2, Role::Node, BOOT, 2), accepted(2, Some(1)));
+        assert_eq!(roster.greeted(peer, 3, Role::Node, REBOOT, 1), accepted(1, Some(2)), "a new process starts from 1");
+    }
+
+    #[test]
+    fn of_two_dials_that_crossed_the_smaller_ids_stays() {
+        let (mut roster, peer) = roster(true);
+        assert_eq!(roster.propose(peer, 1), Some(1));
+        assert_eq!(roster.greeted(peer, 2, Role::Node, BOOT, 1), Verdict::Park);
+        assert_eq!(roster.answered(peer, 1, BOOT, 1), (accepted(1, None), Some(Parked::Close(2))));
+        assert_eq!(roster.link(peer), Some(1));
+    }
+
+    #[test]
+    fn the_larger_id_answers_the_other_dial_and_gives_up_its_own() {
+        let (mut roster, peer) = roster(false);
+        assert_eq!(roster.propose(peer, 1), Some(1));
+        assert_eq!(roster.greeted(peer, 2, Role::Node, BOOT, 1), accepted(1, None));
+        assert_eq!(roster.ended(peer, 1), None);
+        assert_eq!(roster.link(peer), Some(2));
+    }
+
+    #[test]
+    fn a_link_kept_aside_is_answered_when_our_own_dial_fails() {
+        let (mut roster, peer) = roster(true);
+        roster.propose(peer, 1);
+        assert_eq!(roster.greeted(peer, 2, Role::Node, BOOT, 1), Verdict::Park);
+        assert_eq!(roster.ended(peer, 1), Some(Parked::Accept(2, 1)));
+        assert_eq!(roster.link(peer), Some(2));
+    }
+
+    #[test]
+    fn a_hello_that_comes_too_late_is_told_the_number_that_is_current() {
+        let (mut roster, peer) = roster(true);
+        roster.greeted(peer, 1, Role::Node, BOOT, 3);
+        assert_eq!(roster.greeted(peer, 2, Role::Node, BOOT, 2), Verdict::Stale(3));
+        let (mut other, peer) = self::roster(true);
+        other.outpaced(peer, 3);
+        assert_eq!(other.propose(peer, 9), Some(4));
+    }
+
+    #[test]
+    fn visitors_supersede_nobody_and_are_at_most_eight() {
+        let (mut roster, peer) = roster(true);
+        roster.greeted(peer, 1, Role::Node, BOOT, 1);
+        for visitor in 0..limits::VISITORS {
+            let verdict = roster.greeted(peer, 10 + visitor, Role::Visitor, BootId([visitor as u8; 16]), 1);
+            assert_eq!(verdict, accepted(1, None));
+        }
+        assert_eq!(roster.greeted(peer, 99, Role::Visitor, BootId([99; 16]), 1), Verdict::TooMany);
+        assert_eq!(roster.link(peer), Some(1));
+        roster.ended(peer, 10);
+        assert_eq!(roster.greeted(peer, 99, Role::Visitor, BootId([99; 16]), 1), accepted(1, None));
+    }
+}
