@@ -154,6 +154,7 @@ fn bodies_stay_within_bounds<T: DeserializeOwned>(content: ContentType, bodies: 
 }
 
 #[allow(dead_code, reason = "read by nobody, only decoded")]
+#[expect(clippy::large_enum_variant, reason = "that is what it is for")]
 #[derive(Deserialize)]
 enum Large {
     Small,

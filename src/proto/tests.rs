@@ -4,12 +4,14 @@
 use std::fmt::Debug;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
-use super::body::ContentType;
-use super::call::{Header, Shape};
+use super::body::{self, ContentType};
+use super::call::{Header, Shape, Tag};
 use super::codec::{Decode, DecodeError, Message, Reason, decode, decode_borrowed, encode};
 use super::control::*;
+use super::frame::{put_frame, put_message};
 use super::limits;
 use super::status::{Code, Status};
+use super::stream::{Head, Purpose};
 use super::varint;
 
 const V4: &[u8] = &[0, 192, 0, 2, 1, 251, 0xd2, 0x21];
@@ -260,4 +262,22 @@ fn the_largest_call_header_fits_its_limit() {
         ..headers()[1].0.clone()
     };
     assert_eq!(decode_borrowed::<Header<'_>>(&encode(&header)), Ok(header));
+}
+
+/// The example of the protocol's guide.
+#[test]
+#[rustfmt::skip]
+fn a_unary_call_has_these_bytes() {
+    let mut call = Vec::new();
+    Head { stream: 2, attach: 1, offset: 0 }.put(&mut call);
+    call.push(Purpose::Call as u8);
+    put_message(&mut call, &Header { method: "greeter/hello", ..headers()[1].0.clone() });
+    put_frame(&mut call, &[&[Tag::Message as u8], &*body::encode(ContentType::Bincode, "world").unwrap()].concat());
+    let expected: &[&[u8]] = &[
+        &[2, 2, 1, 0],
+        &[1],
+        &[20, 13], b"greeter/hello", &[0; 6],
+        &[7, 0, 5], b"world",
+    ];
+    assert_eq!(call, expected.concat());
 }
