@@ -387,6 +387,8 @@ impl Owner {
             Command::Release => {
                 self.attempts.abort_all();
                 self.goodbye(Goodbye::Disconnect, DisconnectReason::Here).await;
+                // Whoever wants the peer again starts afresh.
+                self.backoff = Backoff::new(self.hub.own().profile);
             }
             Command::PeerDialled => self.supervise(Input::PeerDialled),
             Command::Attach(greeted) => self.attach(*greeted).await,
