@@ -85,7 +85,7 @@ impl Path {
     pub async fn start(hub: &Hub, greeted: Greeted) -> Result<Self, PathError> {
         let Greeted { agreement, send, recv } = greeted;
         let profiles = (hub.own().profile, agreement.hello.profile);
-        let attached = Attached::new(agreement, hub.policy().clone(), hub.budget().clone());
+        let attached = Attached::new(agreement, &hub.own().limits, hub.policy().clone(), hub.budget().clone());
         let notices = if attached.link().dialled() {
             let mut notices = Notices::opened(attached.open().await?);
             notices.start().await?;
