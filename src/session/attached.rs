@@ -189,7 +189,8 @@ impl Attached {
 
     /// Calls of the peer that are being handled.
     pub fn handling(&self) -> usize {
-        self.handlers_max - self.handlers.available_permits()
+        // One more permit is always held for the stream that comes next.
+        (self.handlers_max - self.handlers.available_permits()).saturating_sub(1)
     }
 
     /// Sets aside room for a body of so many bytes, first come first served; one body always fits. Small bodies need none: the
