@@ -32,6 +32,7 @@ pub(crate) struct Shared {
     /// The runtime of whoever started the node, if handlers can be moved there.
     runtime: Option<Handle>,
     own: OnceLock<Offload>,
+    deadline_max: Duration,
     calls: AtomicU64,
     slow_polls: AtomicU64,
     panics: AtomicU64,
@@ -62,9 +63,10 @@ pub struct ServerCounts {
 impl Server {
     /// Serves what is registered. `runtime`: where handlers go that are moved off the network's thread; without one, threads
     /// are made when they are first needed.
-    pub fn new(registry: Registry, runtime: Option<Handle>) -> Self {
+    pub fn new(registry: Registry, runtime: Option<Handle>, deadline_max: Duration) -> Self {
         let counter = AtomicU64::default;
-        let shared = Shared { runtime, own: OnceLock::new(), calls: counter(), slow_polls: counter(), panics: counter() };
+        let shared =
+            Shared { runtime, own: OnceLock::new(), deadline_max, calls: counter(), slow_polls: counter(), panics: counter() };
         Self { registry, shared: Arc::new(shared) }
     }
 
@@ -121,7 +123,7 @@ impl Acceptor for Server {
                 Ok(None) => return,
                 Err(refused) => return status(&mut send, &refused).await,
             };
-            match prepare(&registry, &header, &recv) {
+            match prepare(&registry, &header, &recv, shared.deadline_max) {
                 Ok((Found::Method(lookup), parts)) => {
                     let items = Items::new(recv, frames, Share::Requests);
                     let call = Incoming { cx: Context::new(parts), items, send, place: lookup.place, shared };
@@ -161,12 +163,12 @@ async fn header(recv: &mut StreamRecv, frames: &mut Frames) -> Result<Option<Byt
 }
 
 /// Checks a call against policy and registry. To whom policy allows nothing it says nothing of what there is.
-fn prepare(registry: &Registry, header: &Bytes, recv: &StreamRecv) -> Result<(Found, Parts), Status> {
+fn prepare(registry: &Registry, header: &Bytes, recv: &StreamRecv, deadline_max: Duration) -> Result<(Found, Parts), Status> {
     let read: Header<'_> =
         codec::decode_borrowed(header).map_err(|error| Status::new(Code::InvalidArgument, error.to_string()))?;
     let attached = recv.attached();
     if read.method == describe::DESCRIBE {
-        return Ok((Found::Describe, parts(&read, describe::DESCRIBE.into(), header, recv)));
+        return Ok((Found::Describe, parts(&read, describe::DESCRIBE.into(), header, recv, deadline_max)));
     }
     if !attached.may_call(read.method) {
         return Err(Status::new(Code::PermissionDenied, "policy does not allow this call"));
@@ -176,12 +178,12 @@ fn prepare(registry: &Registry, header: &Bytes, recv: &StreamRecv) -> Result<(Fo
         let text = format!("{} is a {} call, not a {} one", read.method, lookup.shape.name(), read.shape.name());
         return Err(Status::new(Code::Unimplemented, text));
     }
-    let parts = parts(&read, lookup.path.clone(), header, recv);
+    let parts = parts(&read, lookup.path.clone(), header, recv, deadline_max);
     Ok((Found::Method(lookup), parts))
 }
 
-fn parts(read: &Header<'_>, method: Arc<str>, header: &Bytes, recv: &StreamRecv) -> Parts {
-    let longest = (read.shape == Shape::Unary).then_some(limits::CALL_DEADLINE_MAX);
+fn parts(read: &Header<'_>, method: Arc<str>, header: &Bytes, recv: &StreamRecv, deadline_max: Duration) -> Parts {
+    let longest = (read.shape == Shape::Unary).then_some(deadline_max);
     let left = read.deadline_us.map(Duration::from_micros);
     let left = match (left, longest) {
         (Some(left), Some(longest)) => Some(left.min(longest)),

@@ -229,7 +229,7 @@ impl Owner {
             visitor,
             state: watch::Sender::new(State::default()),
             commands,
-            calls: Arc::new(Semaphore::new(limits::CALLS_IN_FLIGHT)),
+            calls: Arc::new(Semaphore::new(hub.own().limits.calls_in_flight)),
             ending: false.into(),
             call_ended: tokio::sync::Notify::new(),
             known: Mutex::default(),
@@ -394,7 +394,7 @@ impl Owner {
             Command::Attach(greeted) => self.attach(*greeted).await,
             Command::Ping(answer) => {
                 if let Some(path) = &mut self.path {
-                    path.ping(Some(answer)).await;
+                    path.ping(answer).await;
                 }
             }
             Command::NetworkChanged => self.supervise(Input::NetworkChanged),
@@ -512,7 +512,7 @@ impl Owner {
     }
 
     async fn drain(&mut self, done: oneshot::Sender<()>) {
-        self.draining = Some((Instant::now() + limits::DRAIN, done));
+        self.draining = Some((Instant::now() + self.hub.own().limits.drain, done));
         self.peer.ending.store(true, std::sync::atomic::Ordering::Relaxed);
         self.attempts.abort_all();
         if let Some(path) = &mut self.path {
@@ -523,7 +523,7 @@ impl Owner {
 
     /// A call of ours ended while one of the two nodes goes down.
     async fn call_ended(&mut self) {
-        let calling = limits::CALLS_IN_FLIGHT - self.peer.calls.available_permits();
+        let calling = self.hub.own().limits.calls_in_flight - self.peer.calls.available_permits();
         if let Some(path) = &mut self.path
             && path.attached.is_draining()
             && calling == 0
