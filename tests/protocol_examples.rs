@@ -8,6 +8,7 @@ use voltmesh::proto::call::{Header, Shape, Tag};
 use voltmesh::proto::codec::{decode, encode};
 use voltmesh::proto::control::{Attach, BootId, Control, Goodbye, Hello, LiveStream, Profile, Role, SendState, SessionId};
 use voltmesh::proto::frame::{put_frame, put_message};
+use voltmesh::proto::limits;
 use voltmesh::proto::status::{Code, Status};
 use voltmesh::proto::stream::{Head, Purpose};
 
@@ -127,6 +128,53 @@ fn the_unary_call_on_the_page_is_the_one_written() {
     let answer = [item(Tag::Message, &bincode("hello world")), item(Tag::Status, &[])].concat();
 
     assert_eq!(example("A unary call, in full"), [call, answer].concat());
+}
+
+#[test]
+fn the_bounds_on_the_page_are_those_in_force() {
+    let (_, bounds) = PAGE.split_once("## Bounds").unwrap();
+    let row = |name: &str| {
+        let line = bounds.lines().find(|line| line.starts_with(&format!("| {name} |"))).unwrap_or_else(|| panic!("no {name:?}"));
+        let value = line.split('|').nth(2).unwrap().trim().replace(',', "");
+        let unit = value.split_whitespace().nth(1).unwrap_or_default().trim_end_matches(';').to_owned();
+        let factor = match unit.as_str() {
+            "KiB" => 1 << 10,
+            "MiB" => 1 << 20,
+            _ => 1,
+        };
+        let number = value.split(|c: char| !c.is_ascii_digit()).next().unwrap();
+        number.parse::<usize>().unwrap_or_else(|_| panic!("{line}")) * factor
+    };
+    let counts = [
+        ("certificate", limits::CERTIFICATE_BYTES),
+        ("control message", limits::CONTROL_MESSAGE_BYTES),
+        ("call header", limits::CALL_HEADER_BYTES),
+        ("status", limits::STATUS_BYTES),
+        ("body", limits::BODY_BYTES),
+        ("names", limits::NAME_BYTES),
+        ("metadata", limits::METADATA_ENTRIES),
+        ("idempotency key", limits::IDEMPOTENCY_KEY_BYTES),
+        ("addresses in a hello", limits::ADDRESSES),
+        ("live streams in an attach", limits::LIVE_STREAMS),
+        ("depth of a bincode body", limits::BODY_DEPTH),
+        ("streams of a permitted peer", limits::STREAMS as usize),
+        ("streams of a stranger", limits::STRANGER_STREAMS as usize),
+        ("calls in flight, each way", limits::CALLS_IN_FLIGHT),
+        ("visitors of one identity", limits::VISITORS),
+    ];
+    let times = [
+        ("the handshake", limits::HANDSHAKE),
+        ("a hello, after the handshake", limits::HELLO),
+        ("its answer", limits::HANDSHAKE),
+        ("an attach, after the hellos", limits::HELLO),
+        ("an answer of the path, while something is outstanding", limits::ANSWER_BOUND),
+        ("the end of calls in flight when a node goes down", limits::DRAIN),
+        ("the answer to a unary call that names no deadline", limits::CALL_DEADLINE),
+    ];
+    let times = times.map(|(name, time)| (name, time.as_secs() as usize));
+    for (name, constant) in counts.into_iter().chain(times) {
+        assert_eq!(row(name), constant, "{name}");
+    }
 }
 
 #[test]
