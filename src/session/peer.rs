@@ -17,7 +17,7 @@ use super::attached::Attached;
 use super::event::{DisconnectReason, Event, PathKind};
 use super::greet::{GreetError, Greeted};
 use super::hub::Hub;
-use super::path::{Path, PathEvent};
+use super::path::{self, Path, PathEvent};
 use crate::id::NodeId;
 use crate::net::{DialError, Link};
 use crate::policy::Action;
@@ -265,7 +265,7 @@ impl Owner {
                     None => break,
                 },
                 Some(attempt) = self.attempts.join_next() => self.attempted(attempt).await,
-                event = path_event(&mut self.path) => self.path_event(event).await,
+                input = path_input(&mut self.path) => self.path_input(input).await,
                 _ = policy.changed() => self.policy_changed().await,
                 () = self.peer.call_ended.notified() => self.call_ended().await,
                 () = sleep_until(wake) => self.tick().await,
@@ -463,6 +463,13 @@ impl Owner {
         self.lost(reason, code);
     }
 
+    async fn path_input(&mut self, input: path::Input) {
+        if let Some(path) = &mut self.path {
+            let event = path.handle(input).await;
+            self.path_event(event).await;
+        }
+    }
+
     async fn path_event(&mut self, event: PathEvent) {
         match event {
             PathEvent::Lost(reason) => self.lost(reason.into(), CloseCode::Protocol),
@@ -542,9 +549,9 @@ impl Owner {
     }
 }
 
-async fn path_event(path: &mut Option<Path>) -> PathEvent {
+async fn path_input(path: &mut Option<Path>) -> path::Input {
     match path {
-        Some(path) => path.event().await,
+        Some(path) => path.input().await,
         None => std::future::pending().await,
     }
 }
