@@ -11,12 +11,14 @@ pub mod store;
 
 use std::borrow::Borrow;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::broadcast;
 use tokio::task::JoinHandle;
 
+pub use addresses::reachable;
 pub use builder::Builder;
 pub use error::{BindError, ConnectError, RuleError};
 
@@ -140,6 +142,19 @@ impl Node {
     /// Where it keeps things, if it does.
     pub fn home(&self) -> Option<&Home> {
         self.0.home.as_ref()
+    }
+
+    /// Clears the way for the socket of the local API, and says where to bind it (mode 0600 is up to the binder). `None` for a
+    /// node that owns no home.
+    ///
+    /// # Errors
+    /// [`HomeError`](home::HomeError) if what is in the way cannot be removed.
+    pub fn local_socket(&self) -> Result<Option<PathBuf>, home::HomeError> {
+        let lock = self.0.lock.lock().expect("nothing panics while it is held");
+        match (&self.0.home, &*lock) {
+            (Some(home), Some(lock)) => home.prepare_socket(lock).map(Some),
+            _ => Ok(None),
+        }
     }
 
     /// The policy in force.
