@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use quinn::crypto::HmacKey;
-use quinn::{EndpointConfig, IdleTimeout, TransportConfig, VarInt};
+use quinn::{EndpointConfig, IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
 use quinn_proto::HashedConnectionIdGenerator;
 use rustls::pki_types::CertificateDer;
 use tokio::sync::mpsc;
@@ -24,6 +24,10 @@ use crate::state::admission::{Admission, Gate};
 
 /// The name dialled in TLS. Keys identify nodes, names do not: it is the same for all.
 const SERVER_NAME: &str = "volt";
+
+/// Largest datagram tried for. A path takes what it can: 1,452 bytes across the internet, this much over loopback and jumbo
+/// frames, where it moves bulk data half again as fast. Above 8,900 bytes black holes were found where there were none.
+const DATAGRAM_BYTES: u16 = 6_500;
 
 /// The two secrets that let a restarted node tell its peers at once that their old links are dead. They must survive the
 /// restart, and nobody else may know them.
@@ -263,11 +267,14 @@ fn endpoint_config(restart: &RestartKeys) -> EndpointConfig {
     let connection_id = restart.connection_id;
     config.cid_generator(move || Box::new(HashedConnectionIdGenerator::from_key(connection_id)));
     config.min_reset_interval(Duration::from_millis(1));
+    config.max_udp_payload_size(DATAGRAM_BYTES).expect("the size is one QUIC allows");
     config
 }
 
 /// How links behave until their peer is permitted: few streams and a small window; a peer we know gets more at once.
 fn transport_config() -> TransportConfig {
+    let mut mtu = MtuDiscoveryConfig::default();
+    mtu.upper_bound(DATAGRAM_BYTES);
     let mut config = TransportConfig::default();
     config
         .max_concurrent_bidi_streams(VarInt::from_u32(limits::STRANGER_STREAMS))
@@ -278,6 +285,7 @@ fn transport_config() -> TransportConfig {
         .datagram_receive_buffer_size(None)
         .initial_rtt(Duration::from_millis(100))
         .max_idle_timeout(Some(IdleTimeout::try_from(limits::QUIC_IDLE).expect("90 s fit a QUIC timeout")))
-        .keep_alive_interval(None);
+        .keep_alive_interval(None)
+        .mtu_discovery_config(Some(mtu));
     config
 }

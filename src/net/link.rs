@@ -119,9 +119,9 @@ impl Link {
         self.connection.rtt()
     }
 
-    /// Datagrams received so far: what liveness looks at, without a cost per packet.
-    pub fn datagrams_received(&self) -> u64 {
-        self.connection.stats().udp_rx.datagrams
+    /// Acknowledgements received so far: each shows that the peer hears us. Counted by QUIC anyway, so it costs nothing a packet.
+    pub fn acks_received(&self) -> u64 {
+        self.connection.stats().frame_rx.acks
     }
 
     /// Opens a stream; waits while the peer grants no more. Cancel-safe.

@@ -11,3 +11,6 @@ pub mod limits;
 pub mod status;
 pub mod stream;
 pub mod varint;
+
+#[cfg(test)]
+mod tests;

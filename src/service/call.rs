@@ -1,6 +1,6 @@
 //! The caller's half: one call, of any shape, from its options to its outcome.
 
-use std::cell::Cell;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::Duration;
@@ -112,7 +112,7 @@ impl<'a> Call<'a> {
     }
 
     async fn unary_charged(self, body: Vec<u8>) -> Result<(Bytes, Charge), CallError> {
-        let sent = Cell::new(false);
+        let sent = AtomicBool::new(false);
         let deadline = Instant::now() + self.timeout.unwrap_or(limits::CALL_DEADLINE).min(limits::CALL_DEADLINE_MAX);
         let whole = async {
             let (opened, recv) = self.begin(Shape::Unary, Some(body), Some(deadline), &sent).await?;
@@ -121,7 +121,7 @@ impl<'a> Call<'a> {
         };
         match timeout_at(deadline, whole).await {
             Ok(answer) => answer,
-            Err(_) => Err(CallError::DeadlineExceeded { sent: sent.get() }),
+            Err(_) => Err(CallError::DeadlineExceeded { sent: sent.load(Relaxed) }),
         }
     }
 
@@ -193,8 +193,9 @@ impl<'a> Call<'a> {
         body: Option<Vec<u8>>,
         deadline: Option<Instant>,
     ) -> Result<(Opened, StreamRecv), CallError> {
-        let sent = Cell::new(false);
-        within(deadline, sent.get(), self.begin(shape, body, deadline, &sent)).await?
+        let sent = AtomicBool::new(false);
+        let begun = within(deadline, false, self.begin(shape, body, deadline, &sent)).await;
+        begun.unwrap_or_else(|_| Err(CallError::DeadlineExceeded { sent: sent.load(Relaxed) }))
     }
 
     /// Waits for leave and for the session, opens a stream and writes the header, and the body of a call with one message. As
@@ -204,7 +205,7 @@ impl<'a> Call<'a> {
         shape: Shape,
         mut body: Option<Vec<u8>>,
         deadline: Option<Instant>,
-        sent: &Cell<bool>,
+        sent: &AtomicBool,
     ) -> Result<(Opened, StreamRecv), CallError> {
         self.check()?;
         let guard = InFlight::new(self.session.owner()).await?;
@@ -219,7 +220,7 @@ impl<'a> Call<'a> {
                     continue;
                 }
             };
-            sent.set(true);
+            sent.store(true, Relaxed);
             match self.write(&mut send, shape, body.take(), deadline).await {
                 // A callee that reads no further has answered already.
                 Ok(()) | Err(PathError::Stopped(_)) => return Ok((Opened { send, guard }, recv)),

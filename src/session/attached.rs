@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
 use super::stream::{StreamRecv, StreamSend};
@@ -20,6 +20,7 @@ use crate::proto::control::{Hello, Role, SessionId};
 use crate::proto::limits;
 use crate::proto::stream::Head;
 use crate::state::ids::{Accepted, Accepter, Allocator, Side};
+use crate::state::liveness::Pulse;
 
 /// Bodies up to this many bytes need no share of their own: the number of calls at once bounds them.
 pub const SMALL_BODY_BYTES: usize = 4 * 1024;
@@ -43,6 +44,8 @@ pub struct Attached {
     handlers: Arc<Semaphore>,
     shares: [Arc<Semaphore>; 3],
     window: Window,
+    pulse: Pulse,
+    wake: Notify,
     policy: PolicyHandle,
     grants: Mutex<Grants>,
 }
@@ -84,6 +87,8 @@ impl Attached {
         let side = if link.dialled() { Side::Initiator } else { Side::Acceptor };
         Arc::new(Self {
             window: Window::new(link.clone(), budget),
+            pulse: Pulse::default(),
+            wake: Notify::new(),
             session,
             attach,
             hello,
@@ -150,7 +155,7 @@ impl Attached {
     pub async fn open(self: &Arc<Self>) -> Result<(StreamSend, StreamRecv), PathError> {
         let (send, recv) = self.link.open().await?;
         let head = Head { stream: self.next_id(), attach: self.attach, offset: 0 };
-        Ok((StreamSend::opened(send, head), StreamRecv::new(recv, Opened::new(self.clone()), None)))
+        Ok((StreamSend::opened(send, self.clone(), head), StreamRecv::new(recv, Opened::new(self.clone()), None)))
     }
 
     /// Takes in a stream of the peer whose head was read; `first` came with it. An id that was used before, or a head of
@@ -170,7 +175,7 @@ impl Attached {
         }
         let opened = Opened { attached: self.clone(), accepted: Some(head.stream) };
         opened.count();
-        Some((StreamSend::accepted(send), StreamRecv::new(recv, opened, (!first.is_empty()).then_some(first))))
+        Some((StreamSend::accepted(send, self.clone()), StreamRecv::new(recv, opened, (!first.is_empty()).then_some(first))))
     }
 
     /// Leave to run one more handler; waits while too many run. The permit is held until the handler has ended.
@@ -218,6 +223,22 @@ impl Attached {
 
     pub(super) fn drain(&self) {
         self.draining.store(true, Ordering::Relaxed);
+    }
+
+    /// Bytes go out: the peer should let us know that it has them.
+    pub(super) fn sent(&self, bytes: usize) {
+        if self.pulse.sent(bytes as u64) {
+            self.wake.notify_one();
+        }
+    }
+
+    pub(super) fn pulse(&self) -> &Pulse {
+        &self.pulse
+    }
+
+    /// Waits until something is sent after a time of quiet. Cancel-safe.
+    pub(super) async fn stirs(&self) {
+        self.wake.notified().await;
     }
 
     pub(super) fn received(&self, bytes: usize) {

@@ -17,10 +17,10 @@ use super::greet::Greeted;
 use super::hub::Hub;
 use super::notice::{Notice, Notices};
 use crate::net::{LostReason, PathError};
-use crate::proto::control::{Control, Goodbye, Profile};
-use crate::state::liveness::{Liveness, Tick};
+use crate::proto::control::{Control, Goodbye};
+use crate::state::liveness::Liveness;
 
-/// Pings an owner has under way for people who asked.
+/// Pings under way at once.
 const PINGS: usize = 64;
 /// A window that nothing used for this long shrinks back.
 const REST: Duration = Duration::from_secs(10);
@@ -48,6 +48,15 @@ pub(super) enum PathEvent {
     Nothing,
 }
 
+/// A ping that is not answered yet.
+struct Ping {
+    seq: u64,
+    at: Instant,
+    /// Bytes sent before it.
+    sent: u64,
+    asked: Option<oneshot::Sender<Duration>>,
+}
+
 /// A path a session is on.
 pub(super) struct Path {
     pub attached: Arc<Attached>,
@@ -56,8 +65,9 @@ pub(super) struct Path {
     notices: Option<Notices>,
     incoming_notices: mpsc::Receiver<Notices>,
     liveness: Liveness,
-    /// Who asked for which ping, and when it left.
-    pings: VecDeque<(u64, Instant, Option<oneshot::Sender<Duration>>)>,
+    /// Acknowledgements received, and bytes sent, when liveness was last judged.
+    judged: (u64, u64),
+    pings: VecDeque<Ping>,
     rest_at: Instant,
     /// Whether we, and whether the peer, said that all answers are in.
     answered: (bool, bool),
@@ -74,7 +84,7 @@ impl Path {
     /// Puts the session to work on a greeted link.
     pub async fn start(hub: &Hub, greeted: Greeted) -> Result<Self, PathError> {
         let Greeted { agreement, send, recv } = greeted;
-        let profile = slower(hub.own().profile, agreement.hello.profile);
+        let profiles = (hub.own().profile, agreement.hello.profile);
         let attached = Attached::new(agreement, hub.policy().clone(), hub.budget().clone());
         let notices = if attached.link().dialled() {
             let mut notices = Notices::opened(attached.open().await?);
@@ -87,7 +97,8 @@ impl Path {
         let streams = tokio::spawn(accept::streams(attached.clone(), hub.acceptor().clone(), to_notices));
         let now = Instant::now();
         Ok(Self {
-            liveness: Liveness::new(profile, now.into_std()),
+            liveness: Liveness::new(profiles.0, profiles.1, now.into_std()),
+            judged: (0, 0),
             attached,
             send,
             recv,
@@ -107,7 +118,8 @@ impl Path {
 
     /// The next thing that happens. Cancel-safe.
     pub async fn event(&mut self) -> PathEvent {
-        let link = self.attached.link().clone();
+        let attached = self.attached.clone();
+        let link = attached.link();
         tokio::select! {
             biased;
             message = self.recv.next() => match message {
@@ -123,6 +135,7 @@ impl Path {
             }
             notice = next_notice(&mut self.notices) => self.notice(notice),
             reason = link.closed() => PathEvent::Lost(reason),
+            () = attached.stirs() => self.tick().await.unwrap_or(PathEvent::Nothing),
         }
     }
 
@@ -161,25 +174,28 @@ impl Path {
     }
 
     fn pong(&mut self, seq: u64) {
-        while self.pings.front().is_some_and(|(sent, ..)| *sent <= seq) {
-            let Some((sent, at, asked)) = self.pings.pop_front() else { return };
-            if sent == seq {
-                self.liveness.answered(seq, Instant::now().into_std());
-                if let Some(asked) = asked {
-                    let _ = asked.send(at.elapsed());
-                }
+        let now = Instant::now();
+        self.liveness.pong(seq, now.into_std());
+        while self.pings.front().is_some_and(|ping| ping.seq <= seq) {
+            let Some(ping) = self.pings.pop_front() else { return };
+            self.attached.pulse().acked_up_to(ping.sent);
+            if let Some(asked) = ping.asked.filter(|_| ping.seq == seq) {
+                let _ = asked.send(now - ping.at);
             }
         }
     }
 
-    /// Sends a ping now. With too many under way the asker is told nothing, and learns that by its own deadline.
-    pub async fn ping(&mut self, asked: Option<oneshot::Sender<Duration>>) {
-        if self.pings.len() >= PINGS {
-            return;
+    /// Sends a ping for somebody who asks. With too many under way it is not sent, and the asker's own deadline tells.
+    pub async fn ping(&mut self, asked: oneshot::Sender<Duration>) {
+        if self.pings.len() < PINGS {
+            let seq = self.liveness.ping(Instant::now().into_std());
+            self.send_ping(seq, Some(asked)).await;
         }
-        let now = Instant::now();
-        let seq = self.liveness.pinged(now.into_std());
-        self.pings.push_back((seq, now, asked));
+    }
+
+    async fn send_ping(&mut self, seq: u64, asked: Option<oneshot::Sender<Duration>>) {
+        let sent = self.attached.pulse().sent_so_far();
+        self.pings.push_back(Ping { seq, at: Instant::now(), sent, asked });
         // A send that fails is a path that is lost, which is seen where the path is read.
         let _ = self.send.send(&[Control::Ping { seq }]).await;
     }
@@ -191,11 +207,18 @@ impl Path {
             self.rest_at = now + REST;
             self.attached.rest();
         }
-        let outstanding = self.attached.streams() > 1;
-        match self.liveness.tick(now.into_std(), outstanding) {
-            Tick::Wait => {}
-            Tick::Ping => self.ping(None).await,
-            Tick::Dead => return Some(PathEvent::NoAnswer),
+        let (acks, pulse) = (self.attached.link().acks_received(), self.attached.pulse());
+        let (acks_before, sent_before) = std::mem::replace(&mut self.judged, (acks, pulse.sent_so_far()));
+        if acks > acks_before {
+            // What was sent since may not have been acknowledged; what was sent before that has been, or is sent again.
+            pulse.acked_up_to(sent_before);
+        }
+        let step = self.liveness.tick(now.into_std(), pulse);
+        if step.dead.is_some() {
+            return Some(PathEvent::NoAnswer);
+        }
+        if let Some(seq) = step.ping {
+            self.send_ping(seq, None).await;
         }
         None
     }
@@ -237,8 +260,4 @@ async fn next_notice(notices: &mut Option<Notices>) -> Option<Notice> {
         Some(notices) => notices.next().await,
         None => std::future::pending().await,
     }
-}
-
-fn slower(a: Profile, b: Profile) -> Profile {
-    if a == Profile::Battery || b == Profile::Battery { Profile::Battery } else { Profile::Active }
 }

@@ -153,6 +153,8 @@ impl Peer {
     /// Keeps a session with it no longer.
     pub fn release(&self) {
         self.known().wanted = false;
+        // From now on nobody finds the session that is about to be closed.
+        self.state.send_modify(|state| state.attached = None);
         self.command(Command::Release);
     }
 
@@ -385,12 +387,14 @@ impl Owner {
             Command::Release => {
                 self.attempts.abort_all();
                 self.goodbye(Goodbye::Disconnect, DisconnectReason::Here).await;
+                // Whoever wants the peer again starts afresh.
+                self.backoff = Backoff::new(self.hub.own().profile);
             }
             Command::PeerDialled => self.supervise(Input::PeerDialled),
             Command::Attach(greeted) => self.attach(*greeted).await,
             Command::Ping(answer) => {
                 if let Some(path) = &mut self.path {
-                    path.ping(Some(answer)).await;
+                    path.ping(answer).await;
                 }
             }
             Command::NetworkChanged => self.supervise(Input::NetworkChanged),

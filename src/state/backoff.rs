@@ -57,7 +57,8 @@ pub enum Input {
     Connected,
     /// The session has no path any more.
     Lost,
-    /// The peer's link reached us, so it can be reached, and wants us. If its link comes to nothing, ours follows within 1 s.
+    /// The peer's link reached us, so it can be reached, and wants us. If its link comes to nothing, ours follows within 1 s,
+    /// unless one is running.
     PeerDialled,
     /// Addresses or routes of this machine changed. Dials at once; addresses set aside may lead elsewhere now.
     NetworkChanged,

@@ -9,15 +9,21 @@
 //! picks branches by a random number of its own, and runs differ.
 //!
 //! ```
-//! # #[cfg(any())] // paused time is a feature of tokio that only tests turn on
-//! # async fn example() -> std::io::Result<()> {
+//! use std::sync::Arc;
+//! use voltmesh::net::sim::{LinkProfile, SimNetwork, SimRuntime};
+//!
+//! # let paused = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build()?;
+//! # paused.block_on(async {
 //! let network = SimNetwork::new(7);
 //! let (a, b) = (network.host([10, 0, 0, 1]), network.host([10, 0, 0, 2]));
 //! network.link(a.ip(), b.ip(), LinkProfile { loss: 0.1, ..LinkProfile::default() });
+//!
 //! let mut config = quinn::EndpointConfig::default();
 //! config.rng_seed(Some(a.rng_seed()));
 //! let endpoint = quinn::Endpoint::new_with_abstract_socket(config, None, a.socket(8658), Arc::new(SimRuntime))?;
-//! # Ok(()) }
+//! assert_eq!(endpoint.local_addr()?, a.addr(8658));
+//! # Ok::<_, std::io::Error>(()) })?;
+//! # Ok::<_, std::io::Error>(())
 //! ```
 
 mod link;

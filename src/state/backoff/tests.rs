@@ -41,12 +41,14 @@ impl Peer {
         self.input(Input::Tick)
     }
 
-    /// Ticks until an attempt starts.
+    /// Ticks until another attempt starts.
     fn dial(&mut self, mut todo: Todo) -> (Dial, Todo) {
-        while todo.dial.is_none() {
+        loop {
             todo = self.tick(&todo);
+            if let Some(dial) = todo.dial {
+                return (dial, todo);
+            }
         }
-        (todo.dial.unwrap(), todo)
     }
 }
 
@@ -201,12 +203,12 @@ fn nodes_that_keep_closing_each_others_links_slow_down() {
     let (start, mut dials) = (peer.now, 0);
     let mut todo = peer.input(Input::Tick);
     while peer.now < start + 600 * S {
-        todo = peer.dial(todo).1;
+        peer.dial(todo);
         dials += 1;
         peer.input(Input::Connected);
         peer.now += 10 * MS;
         peer.input(Input::Lost);
-        todo = Todo { dial: None, ..peer.input(Input::PeerDialled) };
+        todo = peer.input(Input::PeerDialled);
     }
     assert!(dials < 80, "{dials}");
 }
@@ -252,8 +254,10 @@ struct Run<'a> {
     count: u64,
     /// The path is up in even phases.
     phase: usize,
-    phase_began: Duration,
+    /// When the path last changed, or a reset changed the ceiling.
+    settled: Duration,
     connected: bool,
+    running: Vec<AttemptId>,
     dials: Vec<Duration>,
     wake: Option<Duration>,
 }
@@ -263,8 +267,8 @@ impl<'a> Run<'a> {
         let backoff = Backoff::new(world.profile);
         let (agenda, rng) = (BTreeMap::new(), StdRng::seed_from_u64(seed));
         let (start, wake) = (Instant::now(), Some(Duration::ZERO));
-        let (phase_began, dials) = (Duration::ZERO, Vec::new());
-        Self { world, start, backoff, rng, agenda, count: 0, phase: 0, phase_began, connected: false, dials, wake }
+        let (settled, running, dials) = (Duration::ZERO, Vec::new(), Vec::new());
+        Self { world, start, backoff, rng, agenda, count: 0, phase: 0, settled, connected: false, running, dials, wake }
     }
 
     /// When each attempt started.
@@ -296,32 +300,40 @@ impl<'a> Run<'a> {
         let Some((_, happening)) = self.agenda.pop_first() else { return };
         match happening {
             Happening::Toggled => {
-                (self.phase, self.phase_began) = (self.phase + 1, now);
+                (self.phase, self.settled) = (self.phase + 1, now);
                 if !self.is_up() && self.connected {
                     self.put(now + limits::ANSWER_BOUND, Happening::LossSeen(self.phase));
                 }
             }
-            Happening::Answered(_, phase) if phase != self.phase || self.connected => {}
-            Happening::Answered(..) => {
+            Happening::Answered(attempt, phase) if phase == self.phase && self.running.contains(&attempt) => {
                 self.connected = true;
                 self.input(now, Input::Connected);
             }
-            Happening::Unreachable(attempt) => self.input(now, Input::Failed(attempt)),
+            Happening::Answered(..) => {}
+            Happening::Unreachable(attempt) => {
+                self.running.retain(|running| *running != attempt);
+                self.input(now, Input::Failed(attempt));
+            }
             Happening::LossSeen(phase) if phase == self.phase && self.connected => {
                 self.connected = false;
                 self.input(now, Input::Lost);
             }
             Happening::LossSeen(_) => {}
-            Happening::Disturbed(input) => self.input(now, input),
+            Happening::Disturbed(input) => {
+                self.settled = now;
+                self.input(now, input);
+            }
         }
     }
 
     fn input(&mut self, now: Duration, input: Input) {
         let todo = self.backoff.handle(input, self.start + now, &mut self.rng);
         self.wake = todo.wake.map(|wake| wake - self.start);
+        self.running.retain(|attempt| !todo.abandon.contains(attempt));
         let Some(dial) = todo.dial else { return };
         assert!(!self.connected, "dialled a connected peer");
         self.dials.push(now);
+        self.running.push(dial.attempt);
         if self.is_up() {
             self.put(now + self.world.handshake, Happening::Answered(dial.attempt, self.phase));
         } else if !self.world.silent {
@@ -338,11 +350,11 @@ impl<'a> Run<'a> {
         let wake = self.wake.expect("a next wake-up while there is no session");
         assert!(wake >= now && wake <= now + limits::BACKOFF_MAX.max(BATTERY.1));
         let bound = self.backoff.ceiling() + limits::HANDSHAKE + self.world.handshake;
-        assert!(!self.is_up() || now - self.phase_began <= bound, "no session for {:?}", now - self.phase_began);
+        assert!(!self.is_up() || now - self.settled <= bound, "no session for {:?}", now - self.settled);
     }
 
     fn is_up(&self) -> bool {
-        self.phase % 2 == 0
+        self.phase.is_multiple_of(2)
     }
 
     fn put(&mut self, at: Duration, happening: Happening) {
@@ -362,7 +374,7 @@ fn worlds() -> impl Strategy<Value = World> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(128))]
+    #![proptest_config(ProptestConfig::with_cases(256))]
 
     /// The check is in [`Run::check`].
     #[test]

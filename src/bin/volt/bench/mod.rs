@@ -8,6 +8,7 @@ mod baseline;
 mod measure;
 mod process;
 mod report;
+mod volt;
 
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -164,17 +165,18 @@ impl Metric {
 pub type Figures = Vec<(Metric, f64)>;
 
 /// One of the two that do the work: volt, or raw quinn.
-trait Side {
+trait Side: Sync {
     /// The name by which [`serve`] knows its server.
     fn name(&self) -> &'static str;
 
-    /// Does the work once, with a server process and a client of its own. Calls and dials go on for `time`.
+    /// Does the work once, with a server process of its own, as a client on the calling thread, where no runtime runs yet.
+    /// Calls and dials go on for `time`.
     fn run(&self, workload: &Workload, time: Duration) -> Result<Figures, BenchError>;
 }
 
-/// Who takes part. There is always a baseline to measure against.
+/// Who takes part.
 struct Sides {
-    volt: Option<Box<dyn Side>>,
+    volt: Box<dyn Side>,
     baseline: Box<dyn Side>,
 }
 
@@ -211,8 +213,7 @@ pub enum BenchError {
 }
 
 /// Runs the workloads and writes the figures to `out`: a JSON line per metric as soon as it is known, or one table at the
-/// end. Says on `talk` what it is doing. Blocks for about `rounds` x 4 s with the default time; must not run on a thread that
-/// drives a tokio runtime.
+/// end. Says on `talk` what it is doing. Blocks, for about 6 s per round and side with the default time.
 pub fn run(options: &Options, out: &mut dyn Write, talk: &mut dyn Write) -> Result<(), BenchError> {
     let sides = sides(options)?;
     let mut done = Vec::new();
@@ -235,6 +236,7 @@ pub fn run(options: &Options, out: &mut dyn Write, talk: &mut dyn Write) -> Resu
 pub fn serve(side: &str) -> Result<(), BenchError> {
     match side {
         baseline::NAME => baseline::serve(io::stdout(), io::stdin()),
+        volt::NAME => volt::serve(io::stdout(), io::stdin()),
         other => Err(BenchError::NoSuchSide(other.to_owned())),
     }
 }
@@ -244,18 +246,21 @@ fn sides(options: &Options) -> Result<Sides, BenchError> {
         Some(program) => program.clone(),
         None => std::env::current_exe()?,
     };
-    Ok(Sides { volt: None, baseline: Box::new(baseline::Baseline { program }) })
+    Ok(Sides { volt: Box::new(volt::Volt { program: program.clone() }), baseline: Box::new(baseline::Baseline { program }) })
 }
 
 fn interleave(sides: &Sides, workload: &Workload, options: &Options) -> Result<Rounds, BenchError> {
     let mut rounds = Rounds::default();
     for _ in 0..options.rounds.max(1) {
-        if let Some(volt) = &sides.volt {
-            rounds.volt.push(volt.run(workload, options.time)?);
-        }
-        rounds.baseline.push(sides.baseline.run(workload, options.time)?);
+        rounds.volt.push(on_fresh_thread(sides.volt.as_ref(), workload, options.time)?);
+        rounds.baseline.push(on_fresh_thread(sides.baseline.as_ref(), workload, options.time)?);
     }
     Ok(rounds)
+}
+
+fn on_fresh_thread(side: &dyn Side, workload: &Workload, time: Duration) -> Result<Figures, BenchError> {
+    let run = || side.run(workload, time);
+    std::thread::scope(|scope| scope.spawn(run).join()).unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
 #[cfg(test)]

@@ -33,7 +33,7 @@ pub fn title(workload: &Workload) -> String {
         Workload::Calls { body, in_flight } => format!("calls of {}, {in_flight} in flight", size(body as u64)),
         Workload::Bulk { bytes } => format!("{} on one stream", size(bytes)),
         Workload::Dials { concurrency } => format!("new sessions, {concurrency} at a time"),
-        Workload::Idle { sessions } => format!("{sessions} idle sessions"),
+        Workload::Idle { sessions } => format!("{} idle sessions", thousands(sessions as u64)),
     }
 }
 
@@ -61,7 +61,7 @@ pub fn json_lines(workload: &Workload, rounds: &Rounds, out: &mut dyn Write) -> 
 pub fn table(done: &[(Workload, Rounds)], rounds: usize, out: &mut dyn Write) -> io::Result<()> {
     let with_volt = done.iter().any(|(_, rounds)| !rounds.volt.is_empty());
     let mut table = Table::new();
-    table.load_style(presets::UTF8_HORIZONTAL_ONLY);
+    table.load_style(presets::UTF8_BORDERS_ONLY);
     let mut header = vec!["what", "metric", "baseline", "from .. to"];
     if with_volt {
         header.splice(2..2, ["volt"]);
@@ -106,11 +106,12 @@ fn legend(rounds: usize, with_volt: bool) -> String {
 
 fn summaries(rounds: &Rounds) -> Vec<Summary> {
     let metrics = rounds.baseline.first().into_iter().flatten();
-    metrics.enumerate().map(|(index, (metric, _))| summary(*metric, index, rounds)).collect()
+    metrics.map(|(metric, _)| summary(*metric, rounds)).collect()
 }
 
-fn summary(metric: Metric, index: usize, rounds: &Rounds) -> Summary {
-    let values = |side: &[Figures]| side.iter().map(|figures| figures[index].1).collect::<Vec<_>>();
+fn summary(metric: Metric, rounds: &Rounds) -> Summary {
+    let value = |figures: &Figures| figures.iter().find(|(found, _)| *found == metric).map(|(_, value)| *value);
+    let values = |side: &[Figures]| side.iter().filter_map(value).collect::<Vec<_>>();
     let (volt, baseline) = (values(&rounds.volt), values(&rounds.baseline));
     let ratios = volt.iter().zip(&baseline).filter(|(_, baseline)| **baseline > 0.0).map(|(volt, baseline)| volt / baseline);
     let least = baseline.iter().copied().fold(f64::INFINITY, f64::min);
@@ -203,7 +204,7 @@ mod tests {
     #[test]
     fn the_ratio_compares_neighbours_in_time() {
         // The machine was three times slower in the last two rounds. Volt was at 0.5 all along.
-        let summary = summary(Metric::CallsPerS, 0, &rounds(&[150.0, 50.0, 50.0], &[300.0, 100.0, 100.0]));
+        let summary = summary(Metric::CallsPerS, &rounds(&[150.0, 50.0, 50.0], &[300.0, 100.0, 100.0]));
         assert_eq!(summary.ratio, Some(0.5));
         assert_eq!(summary.baseline_range, (100.0, 300.0));
     }
