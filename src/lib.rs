@@ -2,6 +2,8 @@
 #![forbid(unsafe_code)]
 
 pub mod id;
+#[cfg(feature = "cli")]
+pub mod local;
 #[doc(hidden)]
 pub mod net;
 pub mod node;

@@ -304,6 +304,14 @@ impl Node {
         Ok(self.with_store(move |store| store.by_name(&name)).await?.flatten())
     }
 
+    /// The peers this node remembers: wanted, or named.
+    ///
+    /// # Errors
+    /// If the store cannot be read.
+    pub async fn stored_peers(&self) -> Result<Vec<store::Peer>, store::StoreError> {
+        Ok(self.with_store(|store| store.peers()).await?.unwrap_or_default())
+    }
+
     /// Adds a rule, in force at once and, with a home, for good. Says whether it is new.
     ///
     /// # Errors

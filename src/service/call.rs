@@ -1,8 +1,8 @@
 //! The caller's half: one call, of any shape, from its options to its outcome.
 
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::marker::PhantomData;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use bytes::Bytes;
