@@ -57,6 +57,17 @@ impl Pulse {
         self.settled.fetch_add(count, Ordering::SeqCst);
     }
 
+    /// How much was sent so far.
+    pub fn sent_so_far(&self) -> u64 {
+        self.sent.load(Ordering::SeqCst)
+    }
+
+    /// The peer acknowledged everything that was sent when [`sent_so_far`](Self::sent_so_far) said this.
+    pub fn acked_up_to(&self, sent: u64) {
+        let before = self.settled.fetch_max(sent, Ordering::SeqCst);
+        self.acked.fetch_add(sent.saturating_sub(before), Ordering::SeqCst);
+    }
+
     fn read(&self) -> Seen {
         let (acked, settled) = (self.acked.load(Ordering::SeqCst), self.settled.load(Ordering::SeqCst));
         Seen { acked, settled, sent: self.sent.load(Ordering::SeqCst) }
