@@ -28,7 +28,15 @@ pub struct Pending(Arc<Inner>);
 #[derive(Debug, Default)]
 struct Inner {
     next: AtomicU64,
-    calls: Mutex<HashMap<u64, Incoming>>,
+    calls: Mutex<HashMap<u64, Claimed>>,
+}
+
+/// A call, and whom to tell if its caller gives up.
+#[derive(Debug)]
+pub struct Claimed {
+    id: u64,
+    call: Incoming,
+    told: mpsc::WeakSender<ServeLine>,
 }
 
 impl Pending {
@@ -36,12 +44,12 @@ impl Pending {
     ///
     /// # Errors
     /// [`Failure`]: it was taken already, its caller gave up, or it was not taken in time.
-    pub fn claim(&self, id: u64) -> Result<Incoming, Failure> {
+    pub fn claim(&self, id: u64) -> Result<Claimed, Failure> {
         let gone = || Failure::new(Cause::Usage, Code::NotFound, format!("no call {id} waits to be answered"));
-        self.lock().remove(&id).filter(|call| !call.done.is_closed()).ok_or_else(gone)
+        self.lock().remove(&id).filter(|claimed| !claimed.call.done.is_closed()).ok_or_else(gone)
     }
 
-    fn put(&self, call: Incoming) -> Invocation {
+    fn put(&self, call: Incoming, told: &mpsc::Sender<ServeLine>) -> Invocation {
         let id = self.0.next.fetch_add(1, Ordering::Relaxed);
         let cx = &call.cx;
         let text = |value: &[u8]| std::str::from_utf8(value).ok().map(str::to_owned);
@@ -53,11 +61,11 @@ impl Pending {
             content: cx.content_type().name().to_owned(),
             metadata: cx.metadata().filter_map(|(name, value)| Some((name.to_owned(), text(value)?))).collect(),
         };
-        self.lock().insert(id, call);
+        self.lock().insert(id, Claimed { id, call, told: told.downgrade() });
         invocation
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<u64, Incoming>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<u64, Claimed>> {
         self.0.calls.lock().expect("nothing panics while it is held")
     }
 }
@@ -77,7 +85,7 @@ pub async fn serve(offers: &Offers, pending: &Pending, offer: Offer, told: &mpsc
             biased;
             () = told.closed() => return Ok(()),
             Some(call) = calls.recv() => {
-                let invocation = pending.put(call);
+                let invocation = pending.put(call, told);
                 mine.waiting.push((Instant::now() + CLAIM, invocation.id));
                 if told.send(ServeLine::Call(invocation)).await.is_err() {
                     return Ok(());
@@ -110,7 +118,8 @@ impl Drop for Mine<'_> {
 pub type Answers = mpsc::Receiver<Result<CallLine, Failure>>;
 
 /// Carries the messages of one call, both ways, until it has ended.
-pub async fn carry(call: Incoming, requests: mpsc::Sender<CallLine>, mut answers: Answers) {
+pub async fn carry(claimed: Claimed, requests: mpsc::Sender<CallLine>, mut answers: Answers) {
+    let Claimed { id, call, told } = claimed;
     let Incoming { cx, offer, requests: mut from_caller, mut replies, mut done, .. } = call;
     let content = cx.content_type();
     let ended = {
@@ -131,7 +140,13 @@ pub async fn carry(call: Incoming, requests: mpsc::Sender<CallLine>, mut answers
         }
     };
     match ended {
-        None => drop(requests.try_send(CallLine::Cancelled(true))),
+        None => {
+            // Told twice: here behind the messages, and where nothing is in the way.
+            let _ = requests.try_send(CallLine::Cancelled(true));
+            if let Some(told) = told.upgrade() {
+                let _ = told.send(ServeLine::Cancelled(id)).await;
+            }
+        }
         Some(ended) => {
             drop(replies);
             let _ = done.send(ended);

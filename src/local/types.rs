@@ -359,6 +359,8 @@ pub enum ServeLine {
     },
     /// A call, to be answered at `/v1/serve/calls/{id}` from within 10 s.
     Call(Invocation),
+    /// The caller of this call gave up, or its deadline passed.
+    Cancelled(u64),
     /// Why there is nothing more.
     Error(super::Failure),
 }
