@@ -107,6 +107,7 @@ impl<'a> Call<'a> {
     /// # Errors
     /// [`CallError`], which says whether the callee may have acted on the call.
     pub async fn unary_raw(self, body: Vec<u8>) -> Result<Bytes, CallError> {
+        check_size(&body)?;
         self.unary_charged(body).await.map(|(answer, _)| answer)
     }
 
@@ -135,6 +136,17 @@ impl<'a> Call<'a> {
         Res: DeserializeOwned,
     {
         let body = encode(self.content, request)?;
+        let (content, deadline) = (self.content, self.deadline());
+        let (Opened { guard, .. }, recv) = self.start(Shape::ServerStream, Some(body), deadline).await?;
+        Ok(CallReceiver::new(recv, content, deadline, guard))
+    }
+
+    /// The same with bodies as bytes, read with [`CallReceiver::next_raw`].
+    ///
+    /// # Errors
+    /// As [`Call::server_stream`].
+    pub async fn server_stream_raw(self, body: Vec<u8>) -> Result<CallReceiver<Bytes>, CallError> {
+        check_size(&body)?;
         let (content, deadline) = (self.content, self.deadline());
         let (Opened { guard, .. }, recv) = self.start(Shape::ServerStream, Some(body), deadline).await?;
         Ok(CallReceiver::new(recv, content, deadline, guard))
@@ -324,6 +336,7 @@ impl<T: Serialize> CallSender<T> {
     /// # Errors
     /// As [`CallSender::send`].
     pub async fn send_raw(&mut self, body: Vec<u8>) -> Result<(), CallError> {
+        check_size(&body)?;
         let ended = || CallError::OutcomeUnknown("the call has ended".into());
         let mut send = self.send.take().ok_or_else(ended)?;
         let written = within(self.deadline, true, write_message(&mut send, Vec::new(), body)).await?;
