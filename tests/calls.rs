@@ -133,6 +133,7 @@ async fn a_body_one_byte_too_large_is_refused_at_the_caller_and_nothing_is_sent(
     assert!(matches!(texts.send_raw(text.into_bytes()).await, Err(CallError::Request(_))));
     texts.send(&"fine".to_owned()).await.unwrap();
     assert_eq!(soon(each.next()).await.unwrap().as_deref(), Some("fine"));
+    drop((texts, each));
     pair.shutdown().await;
 }
 
@@ -290,7 +291,8 @@ async fn deadlines_shrink_as_they_travel_and_a_nested_call_passes_on_the_rest() 
         Service::new("left").unary("both", move |cx: Context, ()| {
             let node_b = node_b.clone();
             async move {
-                let back = node_b.lock().await.as_ref().and_then(|node| node.session(cx.peer())).expect("the caller is connected");
+                let back =
+                    node_b.lock().await.as_ref().and_then(|node| node.session(cx.peer())).expect("the caller is connected");
                 let rest = cx.time_left().expect("it has a deadline");
                 let there: Option<u64> = back.request("left/here").timeout(rest).unary(&()).await?;
                 Ok((rest.as_micros() as u64, there))
@@ -670,7 +672,8 @@ async fn a_body_that_cannot_be_decoded_is_an_invalid_argument_in_every_shape() {
 #[tokio::test]
 async fn who_is_not_permitted_learns_nothing_but_that() {
     let (a_key, b_key) = (SecretKey::generate(), SecretKey::generate());
-    let may = Rule::new(Effect::Permit, Subject::Node(a_key.id()), Action::Call, "echo/o*".parse().unwrap(), Source::Config).unwrap();
+    let may =
+        Rule::new(Effect::Permit, Subject::Node(a_key.id()), Action::Call, "echo/o*".parse().unwrap(), Source::Config).unwrap();
     let a = closed().key(a_key).service(echo()).bind().await.unwrap();
     let b = closed().key(b_key).service(echo()).rule(may).bind().await.unwrap();
     let pair = join(a, b).await;
@@ -706,7 +709,14 @@ async fn a_call_in_flight_has_an_unknown_outcome_at_once_when_the_peer_closes() 
         soon(server.next()).await.unwrap_err(),
         soon(bidi.next()).await.unwrap_err(),
         // What is sent now is lost, or seen to be.
-        soon(async { loop { if let Err(error) = send.send(&1).await { return error } } }).await,
+        soon(async {
+            loop {
+                if let Err(error) = send.send(&1).await {
+                    return error;
+                }
+            }
+        })
+        .await,
     ];
     println!("four calls failed {:?} after the peer closed", before.elapsed());
     for error in errors {

@@ -480,10 +480,12 @@ async fn a_peer_that_takes_nothing_holds_up_neither_release_nor_shutdown() {
         let a = node().await;
         let to_raw = a.hold(raw.id, &[raw.endpoint.local_addr().unwrap()]);
         let session = soon(raw.answer()).await;
+        let before = Instant::now();
         if streams == 2 {
             soon(to_raw.connected(SOON)).await.unwrap();
+            to_raw.close();
+            until(|| a.session(raw.id).is_none()).await;
         }
-        let before = Instant::now();
         soon(a.shutdown()).await;
         println!("with {streams} streams: down after {:?}", before.elapsed());
         drop(session);

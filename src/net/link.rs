@@ -119,11 +119,6 @@ impl Link {
         self.connection.rtt()
     }
 
-    /// Datagrams received so far: what liveness looks at, without a cost per packet.
-    pub fn datagrams_received(&self) -> u64 {
-        self.connection.stats().udp_rx.datagrams
-    }
-
     /// How often the peer said that it has more for us than the window lets in (DATA_BLOCKED, RFC 9000 section 19.12).
     pub fn times_stopped(&self) -> u64 {
         self.connection.stats().frame_rx.data_blocked
@@ -199,6 +194,11 @@ impl PathSend {
     /// sent a part.
     pub async fn write(&mut self, bytes: Bytes) -> Result<(), PathError> {
         self.inner.write_chunk(bytes).await.map_err(write_error)
+    }
+
+    /// Sends what is written here before what other streams have: for control streams, whose answers say that a path lives.
+    pub fn urgent(&mut self) {
+        let _ = self.inner.set_priority(1);
     }
 
     /// No more bytes follow. Does not wait.

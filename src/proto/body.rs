@@ -1,5 +1,5 @@
 //! Users' payloads: any type with serde's derives, as bincode, JSON or bare bytes. Everything a peer can put into a body is
-//! refused or decoded within bounds; what our own messages look like is [`codec`](super::codec)'s business.
+//! refused or decoded within bounds; what our own messages look like is [`codec`]'s business.
 
 mod binary;
 mod bounds;

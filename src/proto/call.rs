@@ -112,6 +112,6 @@ impl Tag {
 }
 
 impl Message for Status {
-    const NAME: &str = "status";
+    const NAME: &'static str = "status";
     const LIMIT: usize = limits::STATUS_BYTES;
 }

@@ -6,8 +6,12 @@ pub mod call;
 pub mod close;
 pub mod codec;
 pub mod control;
+pub mod duration;
 pub mod frame;
 pub mod limits;
 pub mod status;
 pub mod stream;
 pub mod varint;
+
+#[cfg(test)]
+mod tests;

@@ -1,8 +1,8 @@
 //! The caller's half: one call, of any shape, from its options to its outcome.
 
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::marker::PhantomData;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -107,13 +107,15 @@ impl<'a> Call<'a> {
     /// # Errors
     /// [`CallError`], which says whether the callee may have acted on the call.
     pub async fn unary_raw(self, body: Vec<u8>) -> Result<Bytes, CallError> {
+        check_size(&body)?;
         self.unary_charged(body).await.map(|(answer, _)| answer)
     }
 
     async fn unary_charged(self, body: Vec<u8>) -> Result<(Bytes, Charge), CallError> {
         check_size(&body)?;
         let sent = AtomicBool::new(false);
-        let deadline = Instant::now() + self.timeout.unwrap_or(limits::CALL_DEADLINE).min(limits::CALL_DEADLINE_MAX);
+        let bounds = self.session.limits();
+        let deadline = Instant::now() + self.timeout.unwrap_or(bounds.call_deadline).min(bounds.call_deadline_max);
         let whole = async {
             let (opened, recv) = self.begin(Shape::Unary, Some(body), Some(deadline), &sent).await?;
             let Opened { send: _send, guard: _guard } = opened;
@@ -135,6 +137,17 @@ impl<'a> Call<'a> {
         Res: DeserializeOwned,
     {
         let body = encode(self.content, request)?;
+        check_size(&body)?;
+        let (content, deadline) = (self.content, self.deadline());
+        let (Opened { guard, .. }, recv) = self.start(Shape::ServerStream, Some(body), deadline).await?;
+        Ok(CallReceiver::new(recv, content, deadline, guard))
+    }
+
+    /// The same with bodies as bytes, read with [`CallReceiver::next_raw`].
+    ///
+    /// # Errors
+    /// As [`Call::server_stream`].
+    pub async fn server_stream_raw(self, body: Vec<u8>) -> Result<CallReceiver<Bytes>, CallError> {
         check_size(&body)?;
         let (content, deadline) = (self.content, self.deadline());
         let (Opened { guard, .. }, recv) = self.start(Shape::ServerStream, Some(body), deadline).await?;

@@ -141,7 +141,11 @@ impl Items {
         match tag.first().copied().and_then(Tag::from_byte) {
             Some(Tag::Message) => Ok(Item::Message(frame, charge)),
             Some(Tag::Status) if frame.is_empty() => Ok(Item::Status(Status::ok())),
-            Some(Tag::Status) => Ok(Item::Status(codec::decode(&frame)?)),
+            Some(Tag::Status) => match codec::decode(&frame)? {
+                // It has one encoding, the short one.
+                status if status == Status::ok() => Err(ItemError::Tag),
+                status => Ok(Item::Status(status)),
+            },
             None => Err(ItemError::Tag),
         }
     }

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use schemars::{JsonSchema, Schema};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -189,6 +190,26 @@ impl Service {
             Typed::new(handler, |handler: &Arc<F>, call| {
                 let handler = handler.clone();
                 Box::pin(many_answers(call, move |cx, request: Request<Req>, send| async move {
+                    handler(cx, request.receiver, send).await
+                }))
+            }),
+        )
+    }
+
+    /// Adds a method whose messages are bytes nobody looks into: for what passes calls on to where their types are known. The
+    /// handler reads with [`Receiver::next_raw`] and writes with [`Sender::send_raw`], in the content type the
+    /// [`Context`] names. A shape with one answer needs exactly one message sent; callers refuse anything else.
+    pub fn raw<F, Fut>(self, name: impl Into<String>, shape: Shape, handler: F) -> Self
+    where
+        F: Fn(Context, Receiver<Bytes>, Sender<Bytes>) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<(), Status>> + Send + 'static,
+    {
+        self.method::<serde_json::Value, serde_json::Value>(
+            name,
+            shape,
+            Typed::new(handler, |handler: &Arc<F>, call| {
+                let handler = handler.clone();
+                Box::pin(many_answers(call, move |cx, request: Request<Bytes>, send| async move {
                     handler(cx, request.receiver, send).await
                 }))
             }),

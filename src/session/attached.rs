@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
 use super::stream::{StreamRecv, StreamSend};
@@ -17,9 +17,10 @@ use crate::net::{Link, PathError, PathRecv, PathSend};
 use crate::policy::{Action, PolicyHandle};
 use crate::proto::close::StreamCode;
 use crate::proto::control::{Hello, Role, SessionId};
-use crate::proto::limits;
+use crate::proto::limits::Limits;
 use crate::proto::stream::Head;
 use crate::state::ids::{Accepted, Accepter, Allocator, Side};
+use crate::state::liveness::Pulse;
 
 /// Bodies up to this many bytes need no share of their own: the number of calls at once bounds them.
 pub const SMALL_BODY_BYTES: usize = 4 * 1024;
@@ -45,8 +46,12 @@ pub struct Attached {
     /// Calls of ours in flight here.
     calling: AtomicUsize,
     handlers: Arc<Semaphore>,
+    handlers_max: usize,
+    share_bytes: usize,
     shares: [Arc<Semaphore>; 3],
     window: Window,
+    pulse: Pulse,
+    wake: Notify,
     policy: PolicyHandle,
     grants: Mutex<Grants>,
 }
@@ -83,11 +88,13 @@ pub struct Agreement {
 }
 
 impl Attached {
-    pub(super) fn new(agreement: Agreement, policy: PolicyHandle, budget: Arc<Budget>) -> Arc<Self> {
+    pub(super) fn new(agreement: Agreement, limits: &Limits, policy: PolicyHandle, budget: Arc<Budget>) -> Arc<Self> {
         let Agreement { link, hello, session, attach } = agreement;
         let side = if link.dialled() { Side::Initiator } else { Side::Acceptor };
         Arc::new(Self {
             window: Window::new(link.clone(), budget),
+            pulse: Pulse::default(),
+            wake: Notify::new(),
             session,
             attach,
             hello,
@@ -99,8 +106,10 @@ impl Attached {
             draining: AtomicBool::new(false),
             closing: AtomicBool::new(false),
             calling: AtomicUsize::new(0),
-            handlers: Arc::new(Semaphore::new(limits::CALLS_IN_FLIGHT)),
-            shares: std::array::from_fn(|_| Arc::new(Semaphore::new(limits::SESSION_BODY_BYTES))),
+            handlers: Arc::new(Semaphore::new(limits.calls_in_flight)),
+            handlers_max: limits.calls_in_flight,
+            share_bytes: limits.session_body_bytes,
+            shares: std::array::from_fn(|_| Arc::new(Semaphore::new(limits.session_body_bytes))),
             grants: Mutex::new(Grants { generation: policy.generation(), calls: HashMap::new() }),
             policy,
             link,
@@ -156,7 +165,7 @@ impl Attached {
     pub async fn open(self: &Arc<Self>) -> Result<(StreamSend, StreamRecv), PathError> {
         let (send, recv) = self.link.open().await?;
         let head = Head { stream: self.next_id(), attach: self.attach, offset: 0 };
-        Ok((StreamSend::opened(send, head), StreamRecv::new(recv, Opened::new(self.clone()), None)))
+        Ok((StreamSend::opened(send, self.clone(), head), StreamRecv::new(recv, Opened::new(self.clone()), None)))
     }
 
     /// Takes in a stream of the peer whose head was read; `first` came with it. An id that was used before, or a head of
@@ -176,7 +185,7 @@ impl Attached {
         }
         let opened = Opened { attached: self.clone(), accepted: Some(head.stream) };
         opened.count();
-        Some((StreamSend::accepted(send), StreamRecv::new(recv, opened, (!first.is_empty()).then_some(first))))
+        Some((StreamSend::accepted(send, self.clone()), StreamRecv::new(recv, opened, (!first.is_empty()).then_some(first))))
     }
 
     /// Leave to run one more handler; waits while too many run. The permit is held until the handler has ended.
@@ -186,7 +195,8 @@ impl Attached {
 
     /// Calls of the peer that are being handled.
     pub fn handling(&self) -> usize {
-        limits::CALLS_IN_FLIGHT - self.handlers.available_permits()
+        // One more permit is always held for the stream that comes next.
+        (self.handlers_max - self.handlers.available_permits()).saturating_sub(1)
     }
 
     /// Sets aside room for a body of so many bytes, first come first served; one body always fits. Small bodies need none: the
@@ -195,7 +205,7 @@ impl Attached {
         if bytes <= SMALL_BODY_BYTES {
             return None;
         }
-        let bytes = bytes.min(limits::SESSION_BODY_BYTES) as u32;
+        let bytes = bytes.min(self.share_bytes) as u32;
         let share = self.shares[share as usize].clone();
         Some(share.acquire_many_owned(bytes).await.expect("this semaphore is never closed"))
     }
@@ -243,6 +253,22 @@ impl Attached {
     /// Calls of ours in flight here.
     pub(super) fn calling(&self) -> usize {
         self.calling.load(Ordering::SeqCst)
+    }
+
+    /// Bytes go out: the peer should let us know that it has them.
+    pub(super) fn sent(&self, bytes: usize) {
+        if self.pulse.sent(bytes as u64) {
+            self.wake.notify_one();
+        }
+    }
+
+    pub(super) fn pulse(&self) -> &Pulse {
+        &self.pulse
+    }
+
+    /// Waits until something is sent after a time of quiet. Cancel-safe.
+    pub(super) async fn stirs(&self) {
+        self.wake.notified().await;
     }
 
     pub(super) fn received(&self, bytes: usize) {

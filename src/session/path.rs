@@ -18,17 +18,28 @@ use super::hub::Hub;
 use super::notice::{Notice, Notices};
 use crate::net::{LostReason, PathError};
 use crate::proto::close::CloseCode;
-use crate::proto::control::{Control, Goodbye, Profile};
+use crate::proto::control::{Control, Goodbye};
 use crate::proto::limits;
-use crate::state::liveness::{Liveness, Tick};
+use crate::state::liveness::Liveness;
 
-/// Pings an owner has under way for people who asked.
+/// Pings under way at once.
 const PINGS: usize = 64;
 /// A window that nothing used for this long shrinks back.
 const REST: Duration = Duration::from_secs(10);
 
 /// A goodbye gets this long to arrive before the link is closed; the code it is closed with says nearly the same.
 const GOODBYE: Duration = Duration::from_millis(500);
+
+/// What comes in on the path.
+pub(super) enum Input {
+    Message(Result<Control, ControlError>),
+    /// The peer opened session stream 0.
+    Notices(Notices),
+    Notice(Option<Notice>),
+    Closed(LostReason),
+    /// Something was sent after a time of quiet: liveness looks again.
+    Stirs,
+}
 
 /// Something happened on the path.
 pub(super) enum PathEvent {
@@ -38,8 +49,6 @@ pub(super) enum PathEvent {
     Broken(ControlError),
     /// Nothing answered for too long.
     NoAnswer,
-    /// The peer asks for a pong: see [`Path::answer`].
-    Asked(u64),
     /// The peer ended the session.
     Goodbye(Goodbye),
     /// The peer can be dialled elsewhere.
@@ -52,6 +61,15 @@ pub(super) enum PathEvent {
     Nothing,
 }
 
+/// A ping that is not answered yet.
+struct Ping {
+    seq: u64,
+    at: Instant,
+    /// Bytes sent before it.
+    sent: u64,
+    asked: Option<oneshot::Sender<Duration>>,
+}
+
 /// A path a session is on.
 pub(super) struct Path {
     pub attached: Arc<Attached>,
@@ -60,8 +78,7 @@ pub(super) struct Path {
     notices: Option<Notices>,
     incoming_notices: mpsc::Receiver<Notices>,
     liveness: Liveness,
-    /// Who asked for which ping, and when it left.
-    pings: VecDeque<(u64, Instant, Option<oneshot::Sender<Duration>>)>,
+    pings: VecDeque<Ping>,
     rest_at: Instant,
     /// Whether we, and whether the peer, said that all answers are in.
     answered: (bool, bool),
@@ -80,8 +97,8 @@ impl Path {
     /// Puts the session to work on a greeted link.
     pub async fn start(hub: &Hub, greeted: Greeted) -> Result<Self, ControlError> {
         let Greeted { agreement, send, recv } = greeted;
-        let profile = slower(hub.own().profile, agreement.hello.profile);
-        let attached = Attached::new(agreement, hub.policy().clone(), hub.budget().clone());
+        let profiles = (hub.own().profile, agreement.hello.profile);
+        let attached = Attached::new(agreement, &hub.own().limits, hub.policy().clone(), hub.budget().clone());
         let notices = if attached.link().dialled() {
             let opened = timeout(limits::ANSWER_BOUND, attached.open()).await;
             let mut notices = Notices::opened(opened.map_err(|_| ControlError::TimedOut("take the session's stream"))??);
@@ -94,7 +111,7 @@ impl Path {
         let streams = tokio::spawn(accept::streams(attached.clone(), hub.acceptor().clone(), to_notices));
         let now = Instant::now();
         Ok(Self {
-            liveness: Liveness::new(profile, now.into_std()),
+            liveness: Liveness::new(profiles.0, profiles.1, now.into_std()),
             attached,
             send,
             recv,
@@ -112,33 +129,47 @@ impl Path {
         Instant::from_std(self.liveness.wake()).min(self.rest_at)
     }
 
-    /// The next thing that happens. Cancel-safe.
-    pub async fn event(&mut self) -> PathEvent {
-        let link = self.attached.link().clone();
+    /// The next thing that comes in: reads only, and is cancel-safe. [`Path::handle`] does what follows.
+    pub async fn input(&mut self) -> Input {
+        let attached = self.attached.clone();
         tokio::select! {
             biased;
-            message = self.recv.next() => match message {
-                Ok(message) => self.message(message),
-                Err(ControlError::Path(PathError::Lost(reason))) => PathEvent::Lost(reason),
-                // A peer that closes ends its control stream too; the code it closed with says more.
-                Err(error @ (ControlError::Ended | ControlError::Path(_))) => match timeout(GOODBYE, link.closed()).await {
-                    Ok(reason) => PathEvent::Lost(reason),
-                    Err(_) => PathEvent::Broken(error),
-                },
-                Err(error) => PathEvent::Broken(error),
-            },
-            Some(notices) = self.incoming_notices.recv() => {
-                self.notices.get_or_insert(notices);
-                PathEvent::Nothing
-            }
-            notice = next_notice(&mut self.notices) => self.notice(notice),
-            reason = link.closed() => PathEvent::Lost(reason),
+            message = self.recv.next() => Input::Message(message),
+            Some(notices) = self.incoming_notices.recv() => Input::Notices(notices),
+            notice = next_notice(&mut self.notices) => Input::Notice(notice),
+            reason = attached.link().closed() => Input::Closed(reason),
+            () = attached.stirs() => Input::Stirs,
         }
     }
 
-    fn message(&mut self, message: Control) -> PathEvent {
+    /// Deals with what came in. Writes to the control stream, so it must not be dropped half-way.
+    pub async fn handle(&mut self, input: Input) -> PathEvent {
+        match input {
+            Input::Message(Ok(message)) => self.message(message).await,
+            Input::Message(Err(ControlError::Path(PathError::Lost(reason)))) | Input::Closed(reason) => PathEvent::Lost(reason),
+            // A peer that closes ends its control stream too; the code it closed with says more.
+            Input::Message(Err(error @ (ControlError::Ended | ControlError::Path(_)))) => {
+                match timeout(GOODBYE, self.attached.link().closed()).await {
+                    Ok(reason) => PathEvent::Lost(reason),
+                    Err(_) => PathEvent::Broken(error),
+                }
+            }
+            Input::Message(Err(error)) => PathEvent::Broken(error),
+            Input::Notices(notices) => {
+                self.notices.get_or_insert(notices);
+                PathEvent::Nothing
+            }
+            Input::Notice(notice) => self.notice(notice),
+            Input::Stirs => self.tick().await.unwrap_or(PathEvent::Nothing),
+        }
+    }
+
+    async fn message(&mut self, message: Control) -> PathEvent {
         match message {
-            Control::Ping { seq } => PathEvent::Asked(seq),
+            Control::Ping { seq } => match self.send.send(&[Control::Pong { seq }]).await {
+                Ok(()) => PathEvent::Nothing,
+                Err(error) => PathEvent::Broken(error),
+            },
             Control::Pong { seq } => {
                 self.pong(seq);
                 PathEvent::Nothing
@@ -148,12 +179,6 @@ impl Path {
             Control::Hello(_) => PathEvent::Broken(ControlError::Order("a second hello")),
             Control::Attach(_) => PathEvent::Broken(ControlError::Order("a second attach")),
         }
-    }
-
-    /// Answers a ping. Not part of [`Path::event`], which must be cancel-safe, as no write is: a pong cut off half-way would
-    /// break the control stream.
-    pub async fn answer(&mut self, seq: u64) -> Result<(), ControlError> {
-        self.send.send(&[Control::Pong { seq }]).await
     }
 
     fn notice(&mut self, notice: Option<Notice>) -> PathEvent {
@@ -174,25 +199,28 @@ impl Path {
     }
 
     fn pong(&mut self, seq: u64) {
-        while self.pings.front().is_some_and(|(sent, ..)| *sent <= seq) {
-            let Some((sent, at, asked)) = self.pings.pop_front() else { return };
-            if sent == seq {
-                self.liveness.answered(seq, Instant::now().into_std());
-                if let Some(asked) = asked {
-                    let _ = asked.send(at.elapsed());
-                }
+        let now = Instant::now();
+        self.liveness.pong(seq, now.into_std());
+        while self.pings.front().is_some_and(|ping| ping.seq <= seq) {
+            let Some(ping) = self.pings.pop_front() else { return };
+            self.attached.pulse().acked_up_to(ping.sent);
+            if let Some(asked) = ping.asked.filter(|_| ping.seq == seq) {
+                let _ = asked.send(now - ping.at);
             }
         }
     }
 
-    /// Sends a ping now. With too many under way the asker is told nothing, and learns that by its own deadline.
-    pub async fn ping(&mut self, asked: Option<oneshot::Sender<Duration>>) {
-        if self.pings.len() >= PINGS {
-            return;
+    /// Sends a ping for somebody who asks. With too many under way it is not sent, and the asker's own deadline tells.
+    pub async fn ping(&mut self, asked: oneshot::Sender<Duration>) {
+        if self.pings.len() < PINGS {
+            let seq = self.liveness.ping(Instant::now().into_std());
+            self.send_ping(seq, Some(asked)).await;
         }
-        let now = Instant::now();
-        let seq = self.liveness.pinged(now.into_std());
-        self.pings.push_back((seq, now, asked));
+    }
+
+    async fn send_ping(&mut self, seq: u64, asked: Option<oneshot::Sender<Duration>>) {
+        let sent = self.attached.pulse().sent_so_far();
+        self.pings.push_back(Ping { seq, at: Instant::now(), sent, asked });
         // A send that fails is a path that is lost, which is seen where the path is read.
         let _ = self.send.send(&[Control::Ping { seq }]).await;
     }
@@ -205,11 +233,12 @@ impl Path {
             self.attached.rest();
         }
         self.attached.relieve();
-        let outstanding = self.attached.streams() > 1;
-        match self.liveness.tick(now.into_std(), outstanding) {
-            Tick::Wait => {}
-            Tick::Ping => self.ping(None).await,
-            Tick::Dead => return Some(PathEvent::NoAnswer),
+        let step = self.liveness.tick(now.into_std(), self.attached.pulse());
+        if step.dead.is_some() {
+            return Some(PathEvent::NoAnswer);
+        }
+        if let Some(seq) = step.ping {
+            self.send_ping(seq, None).await;
         }
         None
     }
@@ -251,8 +280,4 @@ async fn next_notice(notices: &mut Option<Notices>) -> Option<Notice> {
         Some(notices) => notices.next().await,
         None => std::future::pending().await,
     }
-}
-
-fn slower(a: Profile, b: Profile) -> Profile {
-    if a == Profile::Battery || b == Profile::Battery { Profile::Battery } else { Profile::Active }
 }

@@ -19,7 +19,7 @@ use super::control::ControlError;
 use super::event::{DisconnectReason, Event, PathKind};
 use super::greet::{GreetError, Greeted};
 use super::hub::Hub;
-use super::path::{Path, PathEvent};
+use super::path::{self, Path, PathEvent};
 use crate::id::NodeId;
 use crate::net::{DialError, Link};
 use crate::policy::Action;
@@ -234,7 +234,7 @@ impl Owner {
             visitor,
             state: watch::Sender::new(State::default()),
             commands,
-            calls: Arc::new(Semaphore::new(limits::CALLS_IN_FLIGHT)),
+            calls: Arc::new(Semaphore::new(hub.own().limits.calls_in_flight)),
             ending: false.into(),
             call_ended: tokio::sync::Notify::new(),
             known: Mutex::default(),
@@ -270,7 +270,7 @@ impl Owner {
                     None => break,
                 },
                 Some(attempt) = self.attempts.join_next() => self.attempted(attempt).await,
-                event = path_event(&mut self.path) => self.path_event(event).await,
+                input = path_input(&mut self.path) => self.path_input(input).await,
                 _ = policy.changed() => self.policy_changed().await,
                 () = self.peer.call_ended.notified() => self.call_ended().await,
                 () = sleep_until(wake) => self.tick().await,
@@ -414,7 +414,7 @@ impl Owner {
             Command::Attach(greeted) => self.attach(*greeted).await,
             Command::Ping(answer) => {
                 if let Some(path) = &mut self.path {
-                    path.ping(Some(answer)).await;
+                    path.ping(answer).await;
                 }
             }
             Command::NetworkChanged => self.supervise(Input::NetworkChanged),
@@ -497,17 +497,17 @@ impl Owner {
         self.lost(reason, code);
     }
 
+    async fn path_input(&mut self, input: path::Input) {
+        if let Some(path) = &mut self.path {
+            let event = path.handle(input).await;
+            self.path_event(event).await;
+        }
+    }
+
     async fn path_event(&mut self, event: PathEvent) {
         match event {
             PathEvent::Lost(reason) => self.lost(reason.into(), CloseCode::Protocol),
             PathEvent::Broken(error) => self.broken(&error),
-            PathEvent::Asked(seq) => {
-                if let Some(path) = &mut self.path
-                    && let Err(error) = path.answer(seq).await
-                {
-                    self.broken(&error);
-                }
-            }
             PathEvent::NoAnswer => self.lost(DisconnectReason::NoAnswer, CloseCode::Timeout),
             PathEvent::Goodbye(Goodbye::Disconnect) => self.lost(DisconnectReason::ByPeer, CloseCode::Goodbye),
             PathEvent::Goodbye(Goodbye::Down) => self.lost(DisconnectReason::PeerDown, CloseCode::Goodbye),
@@ -552,7 +552,7 @@ impl Owner {
     }
 
     async fn drain(&mut self, done: oneshot::Sender<()>) {
-        self.draining = Some((Instant::now() + limits::DRAIN, done));
+        self.draining = Some((Instant::now() + self.hub.own().limits.drain, done));
         self.peer.ending.store(true, SeqCst);
         self.attempts.abort_all();
         if let Some(path) = &mut self.path {
@@ -592,9 +592,9 @@ impl Drop for Owner {
     }
 }
 
-async fn path_event(path: &mut Option<Path>) -> PathEvent {
+async fn path_input(path: &mut Option<Path>) -> path::Input {
     match path {
-        Some(path) => path.event().await,
+        Some(path) => path.input().await,
         None => std::future::pending().await,
     }
 }

@@ -14,6 +14,7 @@ use crate::proto::stream::{HEAD_BYTES_MAX, Head};
 #[derive(Debug)]
 pub struct StreamSend {
     path: PathSend,
+    attached: Arc<Attached>,
     /// The head that has still to go before the first byte, on the side that opened the stream.
     head: Option<Head>,
     /// What a begun buffer holds before the stream's own bytes.
@@ -22,12 +23,12 @@ pub struct StreamSend {
 }
 
 impl StreamSend {
-    pub(super) fn opened(path: PathSend, head: Head) -> Self {
-        Self { path, head: Some(head), uncounted: 0, offset: 0 }
+    pub(super) fn opened(path: PathSend, attached: Arc<Attached>, head: Head) -> Self {
+        Self { path, attached, head: Some(head), uncounted: 0, offset: 0 }
     }
 
-    pub(super) fn accepted(path: PathSend) -> Self {
-        Self { path, head: None, uncounted: 0, offset: 0 }
+    pub(super) fn accepted(path: PathSend, attached: Arc<Attached>) -> Self {
+        Self { path, attached, head: None, uncounted: 0, offset: 0 }
     }
 
     /// Begins the (empty) buffer of the first write: what has to go before the stream's own bytes is put into it, so that both
@@ -47,6 +48,7 @@ impl StreamSend {
             self.uncounted = 0;
             self.path.write(buf.into()).await?;
         }
+        self.attached.sent(bytes.len());
         self.offset += (bytes.len() - std::mem::take(&mut self.uncounted)) as u64;
         self.path.write(bytes).await
     }
@@ -103,10 +105,11 @@ impl StreamRecv {
         Ok(Some(bytes))
     }
 
-    /// Puts back the rest of what the last read gave: the next one gives it again.
-    pub(super) fn unread(&mut self, rest: Bytes) {
-        self.offset -= rest.len() as u64;
-        self.first = (!rest.is_empty()).then_some(rest);
+    /// What came together with the head, if it was not read yet. Saves a future where a call begins.
+    pub fn take_first(&mut self) -> Option<Bytes> {
+        let first = self.first.take();
+        self.offset += first.as_ref().map_or(0, |first| first.len() as u64);
+        first
     }
 
     /// Bytes handed out so far.

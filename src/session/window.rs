@@ -46,7 +46,13 @@ pub struct Window {
 
 impl Window {
     pub(super) fn new(link: Link, budget: Arc<Budget>) -> Self {
-        Self { link, budget, size: AtomicU32::new(limits::WINDOW_IDLE_BYTES), since: AtomicU64::new(0), stopped: AtomicU64::new(0) }
+        Self {
+            link,
+            budget,
+            size: AtomicU32::new(limits::WINDOW_IDLE_BYTES),
+            since: AtomicU64::new(0),
+            stopped: AtomicU64::new(0),
+        }
     }
 
     /// Counts bytes handed to a reader.

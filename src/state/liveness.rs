@@ -1,22 +1,303 @@
-pub struct Liveness;
-pub enum Tick {
-    Wait,
-    Ping,
-    Dead,
+//! Whether a path is alive: it is while something that *answers us* arrives. Packets of the peer's own say nothing about the way
+//! from us to it, so only pongs and acknowledgements count, and a black hole in one direction is seen from both ends. Sends
+//! nothing itself and looks at no message.
+//!
+//! | when | a path is dead |
+//! |---|---|
+//! | something outstanding | 3 s after the last answer or the first unanswered send, whichever is later |
+//! | idle, `active` | when a ping, sent 5 s after the last answer, is unanswered for 3 s |
+//! | idle, `battery` on either side | when a ping, sent 30 s after the last answer, is unanswered for 10 s |
+//!
+//! Outstanding is what was sent, is not acknowledged, and has seen no pong of a later ping: after that it waits for the peer's
+//! application, not for the path, and a call that takes an hour costs no more pings than an idle path.
+//!
+//! The way of every message touches only [`Pulse`], three counters. The machine reads them on its timer: each 500 ms while
+//! there is traffic, else at the next ping. So a verdict can be that much late, and is never early.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::proto::control::Profile;
+use crate::proto::limits;
+
+/// How often the counters are read while there is traffic: the most a verdict is late.
+pub const TICK: Duration = Duration::from_millis(500);
+/// Something is outstanding and nothing answered for this long: a ping asks, in case the acknowledgement is merely slow.
+pub const ASK_AFTER: Duration = Duration::from_secs(1);
+/// A tick this much late means that we did not run, not that the peer was silent.
+pub const SLEPT: Duration = Duration::from_secs(2);
+
+/// What the way of messages leaves for the timer: how much was sent on one path, and how much acknowledged, in bytes or in
+/// whatever unit the caller counts by. Shared by reference; every method is a few nanoseconds and never blocks.
+#[derive(Debug, Default)]
+pub struct Pulse {
+    sent: AtomicU64,
+    settled: AtomicU64,
+    acked: AtomicU64,
+    dozing: AtomicBool,
 }
-use std::time::Instant;
+
+impl Pulse {
+    /// Something went out that the peer is to acknowledge. True when the timer sleeps for longer than [`TICK`]: wake it and have it
+    /// tick now. That is so at most once between two ticks.
+    #[must_use = "true means that the timer must be woken"]
+    pub fn sent(&self, count: u64) -> bool {
+        self.sent.fetch_add(count, Ordering::SeqCst);
+        self.dozing.load(Ordering::SeqCst) && self.dozing.swap(false, Ordering::SeqCst)
+    }
+
+    /// The peer acknowledged so much: for the first time, and on this path.
+    pub fn acked(&self, count: u64) {
+        self.acked.fetch_add(count, Ordering::SeqCst);
+        self.forgotten(count);
+    }
+
+    /// So much of what was sent is not waited for any more, without a word from the peer.
+    pub fn forgotten(&self, count: u64) {
+        self.settled.fetch_add(count, Ordering::SeqCst);
+    }
+
+    /// How much was sent so far.
+    pub fn sent_so_far(&self) -> u64 {
+        self.sent.load(Ordering::SeqCst)
+    }
+
+    /// The peer acknowledged everything that was sent when [`sent_so_far`](Self::sent_so_far) said this.
+    pub fn acked_up_to(&self, sent: u64) {
+        let before = self.settled.fetch_max(sent, Ordering::SeqCst);
+        self.acked.fetch_add(sent.saturating_sub(before), Ordering::SeqCst);
+    }
+
+    fn read(&self) -> Seen {
+        let (acked, settled) = (self.acked.load(Ordering::SeqCst), self.settled.load(Ordering::SeqCst));
+        Seen { acked, settled, sent: self.sent.load(Ordering::SeqCst) }
+    }
+
+    /// Asks the next sender to wake us. False when there was one already.
+    fn doze(&self, seen: Seen) -> bool {
+        self.dozing.store(true, Ordering::SeqCst);
+        let undisturbed = self.sent.load(Ordering::SeqCst) == seen.sent;
+        self.dozing.store(undisturbed, Ordering::SeqCst);
+        undisturbed
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Seen {
+    acked: u64,
+    settled: u64,
+    sent: u64,
+}
+
+/// Why a path is dead.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Dead {
+    /// What was sent is not acknowledged, and nothing else answered.
+    Unacknowledged,
+    /// A ping found no answer.
+    Unanswered,
+}
+
+/// What to do after a tick.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Step {
+    /// Send a ping with this number.
+    pub ping: Option<u64>,
+    /// The path is dead: leave it. Later ticks say the same.
+    pub dead: Option<Dead>,
+    /// Tick again then, or when [`Pulse::sent`] says so; `None` once dead.
+    pub wake: Option<Instant>,
+}
+
+/// The judge of one path.
+///
+/// ```
+/// use std::time::{Duration, Instant};
+/// use voltmesh::proto::control::Profile;
+/// use voltmesh::state::liveness::{Liveness, Pulse};
+///
+/// let (pulse, start) = (Pulse::default(), Instant::now());
+/// let mut liveness = Liveness::new(Profile::Active, Profile::Active, start);
+/// let wake = liveness.tick(start, &pulse).wake.unwrap();
+/// assert_eq!(wake, start + Duration::from_secs(5));
+/// let seq = liveness.tick(wake, &pulse).ping.expect("the path was idle for 5 s");
+/// liveness.pong(seq, wake + Duration::from_millis(20));
+/// assert_eq!(liveness.rtt(), Some(Duration::from_millis(20)));
+/// ```
+#[derive(Debug)]
+pub struct Liveness {
+    idle: Duration,
+    grace: Duration,
+    acked: u64,
+    sent: u64,
+    /// A pong came for a ping that was sent after so much.
+    proven: u64,
+    ticked: Instant,
+    /// The last answer came then or later.
+    last_answer: Instant,
+    /// Something is outstanding, and nothing answered since then.
+    waiting_since: Option<Instant>,
+    /// The newest ping, until its pong.
+    ping: Option<Ping>,
+    /// The path is dead then, unless something answers.
+    ping_deadline: Option<Instant>,
+    next_seq: u64,
+    /// Pongs below this came already, or need not come any more.
+    answered_below: u64,
+    probe: bool,
+    rtt: Option<Duration>,
+    planned: Option<Instant>,
+    dead: Option<Dead>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Ping {
+    seq: u64,
+    at: Instant,
+    /// What had been sent before it.
+    after: u64,
+}
+
 impl Liveness {
-    pub fn new(_p: crate::proto::control::Profile, _n: Instant) -> Self {
-        Self
+    /// For a path on which hellos were exchanged just now. The rarer of the two sides' idle intervals holds for both.
+    pub fn new(mine: Profile, theirs: Profile, now: Instant) -> Self {
+        let (idle, grace) = if [mine, theirs].contains(&Profile::Battery) {
+            (Duration::from_secs(30), Duration::from_secs(10))
+        } else {
+            (Duration::from_secs(5), limits::ANSWER_BOUND)
+        };
+        Self {
+            idle,
+            grace,
+            acked: 0,
+            sent: 0,
+            proven: 0,
+            ticked: now,
+            last_answer: now,
+            waiting_since: None,
+            ping: None,
+            ping_deadline: None,
+            next_seq: 0,
+            answered_below: 0,
+            probe: false,
+            rtt: None,
+            planned: None,
+            dead: None,
+        }
     }
+
+    /// Judges the path at its timer, or when [`Pulse::sent`] asked for it. `pulse` is always this path's.
+    pub fn tick(&mut self, now: Instant, pulse: &Pulse) -> Step {
+        let seen = pulse.read();
+        let busy = self.look(now, seen);
+        self.dead = self.dead.or_else(|| self.verdict(now));
+        if self.dead.is_some() {
+            return Step { dead: self.dead, ..Step::default() };
+        }
+        let ping = self.is_ping_due(now).then(|| self.send_ping(now));
+        let mut wake = self.next_wake();
+        if busy || (wake > now + TICK && !pulse.doze(seen)) {
+            wake = wake.min(now + TICK);
+        }
+        self.planned = Some(wake);
+        Step { ping, dead: None, wake: Some(wake) }
+    }
+
+    /// Sends a ping beside the timer's own, as for a person who asks how far the peer is: its number. It must be answered like any.
+    pub fn ping(&mut self, now: Instant) -> u64 {
+        self.send_ping(now)
+    }
+
+    /// When the next tick is due, as the last one said.
     pub fn wake(&self) -> Instant {
-        Instant::now() + std::time::Duration::from_secs(1)
+        self.planned.unwrap_or(self.last_answer)
     }
-    pub fn answered(&mut self, _s: u64, _n: Instant) {}
-    pub fn pinged(&mut self, _n: Instant) -> u64 {
-        0
+
+    /// A pong arrived. One that answers no ping of ours is ignored.
+    pub fn pong(&mut self, seq: u64, now: Instant) {
+        if !(self.answered_below..self.next_seq).contains(&seq) {
+            return;
+        }
+        self.answered_below = seq + 1;
+        if let Some(ping) = self.ping.take_if(|newest| newest.seq == seq) {
+            self.proven = ping.after;
+            self.sample(now.saturating_duration_since(ping.at));
+        }
+        self.last_answer = now;
+        self.answered(now);
     }
-    pub fn tick(&mut self, _n: Instant, _o: bool) -> Tick {
-        Tick::Wait
+
+    /// Have the path prove itself: the next tick, which should be now, sends a ping that must be answered within 3 s, on battery
+    /// too. For a network change, and a wake-up from sleep.
+    pub fn probe(&mut self) {
+        self.probe = true;
+    }
+
+    /// Smoothed time from ping to pong (RFC 9002, section 5.3); `None` before the first pong.
+    pub fn rtt(&self) -> Option<Duration> {
+        self.rtt
+    }
+
+    /// Takes in what the counters say. True while there is traffic.
+    fn look(&mut self, now: Instant, seen: Seen) -> bool {
+        let before = std::mem::replace(&mut self.ticked, now);
+        let answered = seen.acked != std::mem::replace(&mut self.acked, seen.acked);
+        let outstanding = seen.sent != seen.settled && seen.sent != self.proven;
+        self.sent = seen.sent;
+        if answered {
+            // When it came is not known. For the next ping the earliest time counts, for a verdict the latest.
+            self.last_answer = self.last_answer.max(before);
+            self.answered(now);
+        } else if self.planned.is_some_and(|planned| now > planned + SLEPT) {
+            // Answers may lie unread in the socket: ask again before judging.
+            self.probe = true;
+            self.waiting_since = None;
+            self.ping_deadline = None;
+        }
+        self.waiting_since = if outstanding { self.waiting_since.or(Some(now)) } else { None };
+        answered || outstanding
+    }
+
+    fn answered(&mut self, now: Instant) {
+        self.waiting_since = self.waiting_since.map(|_| now);
+        self.ping_deadline = None;
+    }
+
+    fn verdict(&self, now: Instant) -> Option<Dead> {
+        if self.waiting_since.is_some_and(|since| since + limits::ANSWER_BOUND <= now) {
+            return Some(Dead::Unacknowledged);
+        }
+        self.ping_deadline.is_some_and(|deadline| deadline <= now).then_some(Dead::Unanswered)
+    }
+
+    fn is_ping_due(&self, now: Instant) -> bool {
+        self.probe || (self.ping_deadline.is_none() && self.next_ping() <= now)
+    }
+
+    fn next_ping(&self) -> Instant {
+        let idle = self.last_answer + self.idle;
+        self.waiting_since.map_or(idle, |since| idle.min(since + ASK_AFTER))
+    }
+
+    fn send_ping(&mut self, now: Instant) -> u64 {
+        let grace = if std::mem::take(&mut self.probe) { limits::ANSWER_BOUND } else { self.grace };
+        let seq = self.next_seq;
+        self.next_seq += 1;
+        self.ping = Some(Ping { seq, at: now, after: self.sent });
+        self.ping_deadline = Some(self.ping_deadline.map_or(now + grace, |deadline| deadline.min(now + grace)));
+        seq
+    }
+
+    fn next_wake(&self) -> Instant {
+        let ping = self.ping_deadline.unwrap_or_else(|| self.next_ping());
+        self.waiting_since.map_or(ping, |since| ping.min(since + limits::ANSWER_BOUND))
+    }
+
+    fn sample(&mut self, rtt: Duration) {
+        self.rtt = Some(self.rtt.map_or(rtt, |smoothed| (smoothed * 7 + rtt) / 8));
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -5,7 +5,7 @@
 //! smaller boxed value goes uncounted; how many of those one counted value can hold is up to its type.
 
 /// Memory that items of lists and maps, and what is boxed, may take for each byte of the body. They are counted as they lie
-/// in memory; a vector that grows may hold three times that for a moment.
+/// in memory; a list or map that grows may hold four times that for a moment.
 pub const MEMORY_PER_BYTE: usize = 16;
 /// Memory they may take besides, whatever the length of the body.
 pub const MEMORY_BASE: usize = 256 * 1024;

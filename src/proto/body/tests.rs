@@ -48,6 +48,7 @@ struct Peano(Option<Box<Peano>>);
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 struct Endless(Box<Endless>);
 
+#[expect(clippy::large_enum_variant, reason = "that is what it is for")]
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 enum Large {
     Small,

@@ -71,15 +71,16 @@ fn block_on<T>(future: impl Future<Output = Result<T, Failure>>) -> Result<T, Fa
 
 /// A node that anyone may call.
 async fn node() -> Result<Node, Failure> {
-    let bench = Service::new("bench")
-        .unary("echo", |_cx, body: Bytes| async move { Ok(body.to_vec()) })
-        .client_stream("discard", |_cx, mut chunks: Receiver<Bytes>| async move {
+    let bench = Service::new("bench").unary("echo", |_cx, body: Bytes| async move { Ok(body.to_vec()) }).client_stream(
+        "discard",
+        |_cx, mut chunks: Receiver<Bytes>| async move {
             let mut bytes = 0u64;
             while let Some(chunk) = chunks.next().await? {
                 bytes += chunk.len() as u64;
             }
             Ok(bytes.to_be_bytes().to_vec())
-        });
+        },
+    );
     Ok(Node::builder().listen((Ipv4Addr::LOCALHOST, 0).into()).open(true).service(bench).bind().await?)
 }
 
