@@ -319,7 +319,8 @@ async fn a_peer_that_restarts_in_good_order_is_back_by_itself() {
     let b = at_home(&dir, at).await;
     connected(&mut at_a, b.id()).await;
     echoes(&to_b).await;
-    assert_eq!(check(&told(&mut log)), HashMap::from([(b.id(), (2, true))]));
+    let log = told(&mut log);
+    assert_eq!(check(&log), HashMap::from([(b.id(), (2, true))]), "{log:#?}");
     soon(async { tokio::join!(a.shutdown(), b.shutdown()) }).await;
 }
 

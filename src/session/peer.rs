@@ -288,7 +288,7 @@ impl Owner {
     }
 
     fn wanted(&self) -> bool {
-        self.peer.is_wanted() && self.draining.is_none()
+        self.peer.is_wanted() && self.draining.is_none() && !self.hub.is_draining()
     }
 
     /// When to look at the time again.
