@@ -48,7 +48,7 @@ pub struct Attached {
     handlers: Arc<Semaphore>,
     handlers_max: usize,
     share_bytes: usize,
-    shares: [Arc<Semaphore>; 3],
+    shares: [Arc<Semaphore>; 4],
     window: Window,
     pulse: Pulse,
     wake: Notify,
@@ -66,6 +66,8 @@ struct Grants {
 /// could fill it with what they have to say, and have no room left to listen.
 #[derive(Clone, Copy, Debug)]
 pub enum Share {
+    /// Headers of the peer's calls that are not small, until their handlers have ended.
+    Headers,
     /// Bodies of the peer's calls, until their handlers have ended.
     Requests,
     /// Answers to our calls, until they are read.

@@ -150,9 +150,18 @@ impl Hub {
         lock(&self.0.parked)
     }
 
-    /// A link has ended, whatever it was.
+    /// A link has ended, whatever it was. Of a node that has no owner nothing is remembered then: strangers who come and go
+    /// with a new key each time must leave nothing behind.
     pub(super) fn ended(&self, peer: NodeId, link: LinkNumber) {
-        let parked = self.roster().ended(peer, link);
+        let known = self.known_peer(peer).is_some();
+        let parked = {
+            let mut roster = self.roster();
+            let parked = roster.ended(peer, link);
+            if !known {
+                roster.forget(peer);
+            }
+            parked
+        };
         self.tell_parked(parked);
     }
 
@@ -217,6 +226,7 @@ impl Hub {
             Role::Node => {
                 let mut peers = lock(&self.0.peers);
                 if self.is_draining() {
+                    drop(peers);
                     return self.too_late(&link);
                 }
                 peers.entry(id).or_insert_with(|| self.start_owner(id, None)).command(attach);
@@ -224,6 +234,7 @@ impl Hub {
             Role::Visitor => {
                 let mut visitors = lock(&self.0.visitors);
                 if self.is_draining() {
+                    drop(visitors);
                     return self.too_late(&link);
                 }
                 visitors.entry((id, boot)).or_insert_with(|| self.start_owner(id, Some(boot))).command(attach);
