@@ -1,6 +1,7 @@
 //! `volt`: the command line of a node. It reads arguments, talks to the node that runs on the home (or is it, or visits as
 //! itself), and prints what came of it. It uses the library's public API and decides nothing itself.
 
+mod bench;
 mod call;
 mod client;
 mod connect;
@@ -81,9 +82,10 @@ enum Command {
     Ping(ping::Ping),
     #[command(subcommand)]
     Policy(policy::Policy),
-    /// Measure here, beside raw quinn in the same run
-    #[command(hide = true)]
-    Bench(Reserved),
+    Bench(bench::Bench),
+    /// Serve a measurement
+    #[command(name = bench::SERVER_COMMAND, hide = true)]
+    BenchServer(bench::BenchServer),
     /// Show it all on one machine
     #[command(hide = true)]
     Demo(Reserved),
@@ -136,7 +138,9 @@ async fn run(context: &Context, command: Command) -> Result<ExitCode, Failure> {
         Command::Services(command) => command.run(context).await?,
         Command::Ping(command) => command.run(context).await?,
         Command::Policy(command) => command.run(context).await?,
-        Command::Bench(reserved) | Command::Demo(reserved) => {
+        Command::Bench(command) => command.run(context)?,
+        Command::BenchServer(command) => command.run()?,
+        Command::Demo(reserved) => {
             tracing::debug!(?reserved.arguments);
             return Err(Failure::local("this build does not hold this command"));
         }
