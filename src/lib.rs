@@ -77,6 +77,8 @@
 
 pub mod guide;
 pub mod id;
+#[cfg(feature = "cli")]
+pub mod local;
 #[doc(hidden)]
 pub mod net;
 pub mod node;

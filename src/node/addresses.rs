@@ -4,8 +4,9 @@ use std::net::{IpAddr, SocketAddr};
 
 use crate::proto::limits;
 
-/// The addresses that a ticket names for a node that listens there.
-pub(super) fn reachable(listening: &[SocketAddr]) -> Vec<SocketAddr> {
+/// The addresses that a ticket names for a node that listens there: a wildcard stands for each address of this machine that
+/// others may reach, or for loopback if there is none. At most [`ADDRESSES`](limits::ADDRESSES).
+pub fn reachable(listening: &[SocketAddr]) -> Vec<SocketAddr> {
     let interfaces: Vec<IpAddr> = if_addrs::get_if_addrs().unwrap_or_default().iter().map(|interface| interface.ip()).collect();
     spell_out(listening, &interfaces)
 }

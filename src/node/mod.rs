@@ -11,12 +11,14 @@ pub mod store;
 
 use std::borrow::Borrow;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::broadcast;
 use tokio::task::JoinHandle;
 
+pub use addresses::reachable;
 pub use builder::Builder;
 pub use error::{BindError, ConnectError, RuleError};
 
@@ -140,6 +142,19 @@ impl Node {
     /// Where it keeps things, if it does.
     pub fn home(&self) -> Option<&Home> {
         self.0.home.as_ref()
+    }
+
+    /// Clears the way for the socket of the local API, and says where to bind it (mode 0600 is up to the binder). `None` for a
+    /// node that owns no home.
+    ///
+    /// # Errors
+    /// [`HomeError`](home::HomeError) if what is in the way cannot be removed.
+    pub fn local_socket(&self) -> Result<Option<PathBuf>, home::HomeError> {
+        let lock = self.0.lock.lock().expect("nothing panics while it is held");
+        match (&self.0.home, &*lock) {
+            (Some(home), Some(lock)) => home.prepare_socket(lock).map(Some),
+            _ => Ok(None),
+        }
     }
 
     /// The policy in force.
@@ -289,6 +304,14 @@ impl Node {
         Ok(self.with_store(move |store| store.by_name(&name)).await?.flatten())
     }
 
+    /// The peers this node remembers: wanted, or named.
+    ///
+    /// # Errors
+    /// If the store cannot be read.
+    pub async fn stored_peers(&self) -> Result<Vec<store::Peer>, store::StoreError> {
+        Ok(self.with_store(|store| store.peers()).await?.unwrap_or_default())
+    }
+
     /// Adds a rule, in force at once and, with a home, for good. Says whether it is new.
     ///
     /// # Errors
@@ -365,7 +388,14 @@ impl Node {
         }
         let (hub, mut events) = (self.0.hub.clone(), self.0.hub.events());
         let task = self.0.network.spawn(async move {
-            while let Some(event) = next(&mut events).await {
+            // The hub that is asked holds the sender of these events, so they never end by themselves.
+            loop {
+                let event = tokio::select! {
+                    biased;
+                    event = next(&mut events) => event,
+                    () = hub.stopped() => None,
+                };
+                let Some(event) = event else { return };
                 let Event::Connected { peer, .. } = event else { continue };
                 let addresses = hub.known_peer(peer).map(|peer| peer.addresses()).unwrap_or_default();
                 let store = store.clone();

@@ -107,10 +107,12 @@ impl<'a> Call<'a> {
     /// # Errors
     /// [`CallError`], which says whether the callee may have acted on the call.
     pub async fn unary_raw(self, body: Vec<u8>) -> Result<Bytes, CallError> {
+        check_size(&body)?;
         self.unary_charged(body).await.map(|(answer, _)| answer)
     }
 
     async fn unary_charged(self, body: Vec<u8>) -> Result<(Bytes, Charge), CallError> {
+        check_size(&body)?;
         let sent = AtomicBool::new(false);
         let bounds = self.session.limits();
         let deadline = Instant::now() + self.timeout.unwrap_or(bounds.call_deadline).min(bounds.call_deadline_max);
@@ -135,6 +137,18 @@ impl<'a> Call<'a> {
         Res: DeserializeOwned,
     {
         let body = encode(self.content, request)?;
+        check_size(&body)?;
+        let (content, deadline) = (self.content, self.deadline());
+        let (Opened { guard, .. }, recv) = self.start(Shape::ServerStream, Some(body), deadline).await?;
+        Ok(CallReceiver::new(recv, content, deadline, guard))
+    }
+
+    /// The same with bodies as bytes, read with [`CallReceiver::next_raw`].
+    ///
+    /// # Errors
+    /// As [`Call::server_stream`].
+    pub async fn server_stream_raw(self, body: Vec<u8>) -> Result<CallReceiver<Bytes>, CallError> {
+        check_size(&body)?;
         let (content, deadline) = (self.content, self.deadline());
         let (Opened { guard, .. }, recv) = self.start(Shape::ServerStream, Some(body), deadline).await?;
         Ok(CallReceiver::new(recv, content, deadline, guard))
@@ -315,8 +329,7 @@ impl<T: Serialize> CallSender<T> {
     /// [`CallError::Request`] if the message cannot be sent: the call goes on without it. Else [`CallError::OutcomeUnknown`]:
     /// the callee reads no more, and the receiver may know why.
     pub async fn send(&mut self, message: &T) -> Result<(), CallError> {
-        let body = encode(self.content, message)?;
-        self.send_raw(body).await
+        self.send_raw(encode(self.content, message)?).await
     }
 
     /// The same with the body as bytes.
@@ -324,6 +337,7 @@ impl<T: Serialize> CallSender<T> {
     /// # Errors
     /// As [`CallSender::send`].
     pub async fn send_raw(&mut self, body: Vec<u8>) -> Result<(), CallError> {
+        check_size(&body)?;
         let ended = || CallError::OutcomeUnknown("the call has ended".into());
         let mut send = self.send.take().ok_or_else(ended)?;
         let written = within(self.deadline, true, write_message(&mut send, Vec::new(), body)).await?;
@@ -425,9 +439,7 @@ async fn only_answer(items: &mut Items) -> Result<(Bytes, Charge), CallError> {
 }
 
 fn encode<T: Serialize + ?Sized>(content: ContentType, message: &T) -> Result<Vec<u8>, CallError> {
-    let body = body::encode(content, message).map_err(|error| CallError::Request(error.to_string()))?;
-    check_size(&body)?;
-    Ok(body)
+    body::encode(content, message).map_err(|error| CallError::Request(error.to_string()))
 }
 
 fn check_size(body: &[u8]) -> Result<(), CallError> {

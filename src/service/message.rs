@@ -2,6 +2,7 @@
 
 use std::marker::PhantomData;
 
+use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::oneshot;
@@ -56,6 +57,27 @@ impl<T: DeserializeOwned> Receiver<T> {
     }
 }
 
+impl Receiver<Bytes> {
+    /// The next message as the bytes that came, whatever the content type; `None` when the caller has sent all. Cancel-safe.
+    ///
+    /// # Errors
+    /// `RESOURCE_EXHAUSTED` for a body above 4 MiB, `CANCELLED` if the caller is gone, `INVALID_ARGUMENT` for nonsense.
+    pub async fn next_raw(&mut self) -> Result<Option<Bytes>, Status> {
+        if self.ended {
+            return Ok(None);
+        }
+        match self.items.next().await {
+            Ok(Item::Message(bytes, _charge)) => Ok(Some(bytes)),
+            Ok(Item::End) => {
+                self.ended = true;
+                Ok(None)
+            }
+            Ok(Item::Status(_)) => Err(Status::new(Code::InvalidArgument, "a caller sends no status")),
+            Err(error) => Err(error.status()),
+        }
+    }
+}
+
 /// The messages of an answer, in a handler. The call ends when the handler has returned and its sender is dropped.
 #[derive(Debug)]
 pub struct Sender<T> {
@@ -79,12 +101,27 @@ impl<T: Serialize> Sender<T> {
     /// caller is gone: the status to end the call with (`?` does).
     pub async fn send(&mut self, message: &T) -> Result<(), Status> {
         let body = encode_answer(self.content, message)?;
+        self.write(body).await
+    }
+
+    async fn write(&mut self, body: Vec<u8>) -> Result<(), Status> {
         let gone = |_| Status::new(Code::Cancelled, "the caller is gone");
         // Taken out meanwhile: a message cut off half-way must not be followed by a status that says all is well.
         let mut send = self.send.take().ok_or_else(|| Status::new(Code::Aborted, "an earlier message was cut off"))?;
         write_message(&mut send, Vec::new(), body).await.map_err(gone)?;
         self.send = Some(send);
         Ok(())
+    }
+}
+
+impl Sender<Bytes> {
+    /// Sends these bytes as they are, whatever the content type: the caller reads them as that. Waits while the caller takes no
+    /// more. Not cancel-safe, like [`Sender::send`].
+    ///
+    /// # Errors
+    /// As [`Sender::send`].
+    pub async fn send_raw(&mut self, body: Vec<u8>) -> Result<(), Status> {
+        self.write(bounded(body)?).await
     }
 }
 
@@ -99,6 +136,10 @@ impl<T> Drop for Sender<T> {
 /// A message of an answer as a body.
 pub(super) fn encode_answer<T: Serialize + ?Sized>(content: ContentType, message: &T) -> Result<Vec<u8>, Status> {
     let body = body::encode(content, message).map_err(|error| Status::new(Code::Internal, error.to_string()))?;
+    bounded(body)
+}
+
+fn bounded(body: Vec<u8>) -> Result<Vec<u8>, Status> {
     if body.len() > limits::BODY_BYTES {
         let text = format!("the answer has {} bytes; at most {} are sent", body.len(), limits::BODY_BYTES);
         return Err(Status::new(Code::ResourceExhausted, text));

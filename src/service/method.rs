@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use schemars::{JsonSchema, Schema};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -195,6 +196,26 @@ impl Service {
         )
     }
 
+    /// Adds a method whose messages are bytes nobody looks into: for what passes calls on to where their types are known. The
+    /// handler reads with [`Receiver::next_raw`] and writes with [`Sender::send_raw`], in the content type the
+    /// [`Context`] names. A shape with one answer needs exactly one message sent; callers refuse anything else.
+    pub fn raw<F, Fut>(self, name: impl Into<String>, shape: Shape, handler: F) -> Self
+    where
+        F: Fn(Context, Receiver<Bytes>, Sender<Bytes>) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<(), Status>> + Send + 'static,
+    {
+        self.method::<serde_json::Value, serde_json::Value>(
+            name,
+            shape,
+            Typed::new(handler, |handler: &Arc<F>, call| {
+                let handler = handler.clone();
+                Box::pin(many_answers(call, move |cx, request: Request<Bytes>, send| async move {
+                    handler(cx, request.receiver, send).await
+                }))
+            }),
+        )
+    }
+
     /// Runs the handler of the method added last as a task of the runtime the node was started on, not on the network's
     /// thread: for handlers that compute for more than some hundred microseconds at a stretch.
     pub fn spawned(self) -> Self {
@@ -267,15 +288,17 @@ impl<Req: DeserializeOwned> Request<Req> {
 async fn one_answer<Req, Res, Fut>(call: Incoming, handler: impl FnOnce(Context, Request<Req>) -> Fut)
 where
     Req: DeserializeOwned,
-    Res: Serialize + Send + 'static,
+    Res: Serialize,
     Fut: Future<Output = Result<Res, Status>> + Send + 'static,
 {
     let Incoming { cx, items, mut send, place, shared } = call;
     let content = cx.content_type();
     let attached = items.attached().clone();
     let request = Request { receiver: Receiver::new(items, content) };
-    let Some(ended) = run(&shared, &cx, place, || send.stopped(), handler(cx.clone(), request)).await else { return };
-    let answer = ended.and_then(|answer| encode_answer(content, &answer));
+    let handling = handler(cx.clone(), request);
+    // Writing the answer is the handler's work too: it may take long, and it may panic.
+    let handled = async move { handling.await.and_then(|answer| encode_answer(content, &answer)) };
+    let Some(answer) = run(&shared, &cx, place, || send.stopped(), handled).await else { return };
     let _charge = match &answer {
         Ok(body) => attached.reserve(Share::Replies, body.len()).await,
         Err(_) => None,

@@ -64,17 +64,9 @@ impl Registry {
     ///
     /// # Errors
     /// [`ServiceError`]; then nothing has changed.
-    pub fn add(&self, mut service: Service) -> Result<Registration, ServiceError> {
-        check_name(&service.name)?;
-        let mut methods = BTreeMap::new();
-        for method in std::mem::take(&mut service.methods) {
-            check_name(&method.name)?;
-            let path: Arc<str> = format!("{}/{}", service.name, method.name).into();
-            if methods.insert(method.name.clone(), (path, method.clone())).is_some() {
-                return Err(ServiceError::Twice(method.name));
-            }
-        }
-        let (name, registration) = (service.name.clone(), Arc::new(()));
+    pub fn add(&self, service: Service) -> Result<Registration, ServiceError> {
+        let entry = Entry::new(service)?;
+        let (name, registration) = (entry.service.name.clone(), entry.registration.clone());
         let mut services = self.write();
         if services.contains_key(&name) || name == super::describe::OWN_SERVICE {
             return Err(ServiceError::Taken(name));
@@ -82,7 +74,7 @@ impl Registry {
         if services.len() >= SERVICES {
             return Err(ServiceError::TooMany);
         }
-        services.insert(name.clone(), Entry { service, methods, registration: registration.clone() });
+        services.insert(name.clone(), entry);
         Ok(Registration { registry: self.clone(), name, is: registration })
     }
 
@@ -117,7 +109,36 @@ impl Registry {
     }
 }
 
+impl Entry {
+    fn new(mut service: Service) -> Result<Self, ServiceError> {
+        check_name(&service.name)?;
+        let mut methods = BTreeMap::new();
+        for method in std::mem::take(&mut service.methods) {
+            check_name(&method.name)?;
+            let path: Arc<str> = format!("{}/{}", service.name, method.name).into();
+            if methods.insert(method.name.clone(), (path, method.clone())).is_some() {
+                return Err(ServiceError::Twice(method.name));
+            }
+        }
+        Ok(Self { service, methods, registration: Arc::new(()) })
+    }
+}
+
 impl Registration {
+    /// Serves this service in place of the one registered, with no moment in between when neither is there. Calls that are
+    /// being handled go on. The name stays what it was.
+    ///
+    /// # Errors
+    /// [`ServiceError`]; then nothing has changed.
+    pub fn replace(&self, service: Service) -> Result<(), ServiceError> {
+        let entry = Entry::new(Service { name: self.name.clone(), ..service })?;
+        let mut services = self.registry.write();
+        if let Some(there) = services.get_mut(&self.name).filter(|there| Arc::ptr_eq(&there.registration, &self.is)) {
+            *there = Entry { registration: self.is.clone(), ..entry };
+        }
+        Ok(())
+    }
+
     /// Serves the service for as long as the node runs.
     pub fn keep(self) {
         std::mem::forget(self);

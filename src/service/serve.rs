@@ -14,6 +14,7 @@ use super::describe;
 use super::item::{Items, put_message, put_message_head, put_status};
 use super::method::Incoming;
 use super::registry::{Lookup, Registry};
+use super::run::Place;
 use crate::proto::call::{Header, Shape};
 use crate::proto::codec;
 use crate::proto::frame::Frames;
@@ -111,33 +112,53 @@ impl Shared {
 }
 
 impl Acceptor for Server {
-    fn call(&self, send: StreamSend, recv: StreamRecv) -> Serving {
+    fn call(&self, mut send: StreamSend, mut recv: StreamRecv) -> Serving {
         self.shared.calls.fetch_add(1, Ordering::Relaxed);
-        let (registry, shared) = (self.registry.clone(), self.shared.clone());
-        Box::pin(async move {
-            let mut recv = recv;
-            let mut send = send;
-            let mut frames = Frames::new(limits::CALL_HEADER_BYTES);
-            let header = match header(&mut recv, &mut frames).await {
-                Ok(Some(header)) => header,
-                Ok(None) => return,
-                Err(refused) => return status(&mut send, &refused).await,
-            };
-            match prepare(&registry, &header, &recv, shared.deadline_max) {
-                Ok((Found::Method(lookup), parts)) => {
-                    let items = Items::new(recv, frames, Share::Requests);
-                    let call = Incoming { cx: Context::new(parts), items, send, place: lookup.place, shared };
-                    lookup.handler.serve(call).await;
-                }
-                Ok((Found::Describe, parts)) => {
-                    let items = Items::new(recv, frames, Share::Requests);
-                    let call = Incoming { cx: Context::new(parts), items, send, place: Default::default(), shared };
-                    describe::serve(registry, call).await;
-                }
-                Err(refused) => status(&mut send, &refused).await,
+        let mut frames = Frames::new(limits::CALL_HEADER_BYTES);
+        if let Some(first) = recv.take_first() {
+            frames.push(first);
+        }
+        let (registry, shared) = (&self.registry, &self.shared);
+        match frames.next_frame() {
+            Ok(Some(header)) => dispatch(registry, shared, &header, send, recv, frames),
+            Ok(None) => {
+                let (registry, shared) = (registry.clone(), shared.clone());
+                Box::pin(async move {
+                    match header(&mut recv, &mut frames).await {
+                        Ok(Some(header)) => dispatch(&registry, &shared, &header, send, recv, frames).await,
+                        Ok(None) => {}
+                        Err(refused) => status(&mut send, &refused).await,
+                    }
+                })
             }
-        })
+            Err(error) => refuse(send, Status::new(Code::InvalidArgument, error.to_string())),
+        }
     }
+}
+
+/// Finds what serves a call whose header is here.
+fn dispatch(
+    registry: &Registry,
+    shared: &Arc<Shared>,
+    header: &Bytes,
+    send: StreamSend,
+    recv: StreamRecv,
+    frames: Frames,
+) -> Serving {
+    let (found, parts) = match prepare(registry, header, &recv, shared.deadline_max) {
+        Ok(prepared) => prepared,
+        Err(refused) => return refuse(send, refused),
+    };
+    let items = Items::new(recv, frames, Share::Requests);
+    let call = |place| Incoming { cx: Context::new(parts), items, send, place, shared: shared.clone() };
+    match found {
+        Found::Method(lookup) => lookup.handler.serve(call(lookup.place)),
+        Found::Describe => Box::pin(describe::serve(registry.clone(), call(Place::default()))),
+    }
+}
+
+fn refuse(mut send: StreamSend, refused: Status) -> Serving {
+    Box::pin(async move { status(&mut send, &refused).await })
 }
 
 /// What is called.

@@ -189,7 +189,8 @@ impl Attached {
 
     /// Calls of the peer that are being handled.
     pub fn handling(&self) -> usize {
-        self.handlers_max - self.handlers.available_permits()
+        // One more permit is always held for the stream that comes next.
+        (self.handlers_max - self.handlers.available_permits()).saturating_sub(1)
     }
 
     /// Sets aside room for a body of so many bytes, first come first served; one body always fits. Small bodies need none: the
@@ -247,6 +248,11 @@ impl Attached {
 
     pub(super) fn received(&self, bytes: usize) {
         self.window.received(bytes);
+    }
+
+    /// Lets more in if a stream that nobody reads holds up the others.
+    pub(super) fn relieve(&self) {
+        self.window.relieve();
     }
 
     /// Gives back what the window has grown by if nothing came since this was last asked.

@@ -1,0 +1,112 @@
+//! The client of the local API: HTTP/1.1 on the node's socket, one connection per request, JSON or lines of it.
+
+use std::convert::Infallible;
+use std::io;
+use std::path::PathBuf;
+
+use bytes::Bytes;
+use futures_util::{StreamExt, stream};
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyDataStream, BodyExt, Full, StreamBody};
+use hyper::body::{Frame, Incoming};
+use hyper::client::conn::http1;
+use hyper::{Method, Request, Response};
+use hyper_util::rt::TokioIo;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use tokio::net::UnixStream;
+use tokio::sync::mpsc;
+use voltmesh::local::{Failure, Lines, parse};
+use voltmesh::node::home::Home;
+
+/// Largest answer that is no stream, in bytes.
+const ANSWER_BYTES: usize = 16 << 20;
+
+type Body = UnsyncBoxBody<Bytes, Infallible>;
+
+/// The lines of an answer that streams.
+pub type Answers = Lines<BodyDataStream<Incoming>>;
+
+/// The node that runs on a home.
+#[derive(Clone, Debug)]
+pub struct Client {
+    socket: PathBuf,
+}
+
+#[derive(Deserialize)]
+struct Refusal {
+    error: Failure,
+}
+
+impl Client {
+    /// The node that runs on this home; `None` if none answers.
+    pub async fn find(home: &Home) -> Result<Option<Self>, Failure> {
+        let client = Self { socket: home.socket_path()? };
+        match UnixStream::connect(&client.socket).await {
+            Ok(_) => Ok(Some(client)),
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => Ok(None),
+            Err(error) => Err(broken(&error)),
+        }
+    }
+
+    /// Asks for something.
+    pub async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, Failure> {
+        self.answer(Method::GET, path, empty()).await
+    }
+
+    /// Has something done.
+    pub async fn post<T: DeserializeOwned>(&self, path: &str, request: &impl Serialize) -> Result<T, Failure> {
+        let body = voltmesh::local::line(request);
+        self.answer(Method::POST, path, Full::new(body).boxed_unsync()).await
+    }
+
+    /// Has something removed.
+    pub async fn delete<T: DeserializeOwned>(&self, path: &str) -> Result<T, Failure> {
+        self.answer(Method::DELETE, path, empty()).await
+    }
+
+    /// Streams lines there and back. Dropping the answer ends it all.
+    pub async fn stream(&self, path: &str, requests: mpsc::Receiver<Bytes>) -> Result<Answers, Failure> {
+        let frames = stream::unfold(requests, |mut requests| async { requests.recv().await.map(|line| (line, requests)) });
+        let body = StreamBody::new(frames.map(|line| Ok(Frame::data(line)))).boxed_unsync();
+        let response = self.request(Method::POST, path, body).await?;
+        Ok(Lines::new(response.into_body().into_data_stream()))
+    }
+
+    async fn answer<T: DeserializeOwned>(&self, method: Method, path: &str, body: Body) -> Result<T, Failure> {
+        parse(&read(self.request(method, path, body).await?).await?)
+    }
+
+    async fn request(&self, method: Method, path: &str, body: Body) -> Result<Response<Incoming>, Failure> {
+        let stream = UnixStream::connect(&self.socket).await.map_err(|error| broken(&error))?;
+        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|error| broken(&error))?;
+        tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, "a connection to the node ended");
+            }
+        });
+        let request = Request::builder().method(method).uri(path).header("host", "localhost").body(body);
+        let request = request.map_err(|error| Failure::usage(format!("{path:?} cannot be asked for: {error}")))?;
+        let response = sender.send_request(request).await.map_err(|error| broken(&error))?;
+        if response.status().is_success() {
+            return Ok(response);
+        }
+        let status = response.status();
+        let body = read(response).await?;
+        Err(serde_json::from_slice::<Refusal>(&body)
+            .map_or_else(|_| Failure::local(format!("the node answered {status}")), |refusal| refusal.error))
+    }
+}
+
+async fn read(response: Response<Incoming>) -> Result<Bytes, Failure> {
+    let body = http_body_util::Limited::new(response.into_body(), ANSWER_BYTES);
+    Ok(body.collect().await.map_err(|error| Failure::local(format!("the node broke off its answer: {error}")))?.to_bytes())
+}
+
+fn empty() -> Body {
+    Full::new(Bytes::new()).boxed_unsync()
+}
+
+fn broken(error: &dyn std::error::Error) -> Failure {
+    Failure::local(format!("cannot talk to the node that runs here: {error}")).hint("is it still up? `volt status` says")
+}

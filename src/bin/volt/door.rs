@@ -1,0 +1,71 @@
+//! The way in for a command: through the node that runs on the home, or, where none does, as a visitor with its key.
+
+use voltmesh::Node;
+use voltmesh::id::keyfile::{KeyFileError, KeyFileProblem};
+use voltmesh::local::{Cause, Failure, Guests};
+use voltmesh::node::BindError;
+
+use crate::client::Client;
+use crate::context::Context;
+
+/// The way in for a command.
+pub enum Door {
+    /// The node that runs on the home.
+    Node(Client),
+    /// A short-lived node of our own. It has to be shut down, so that peers are told.
+    Visitor(Node, Guests),
+}
+
+impl Door {
+    /// Through the running node, or as a visitor.
+    pub async fn open(context: &Context) -> Result<Self, Failure> {
+        let home = context.home()?;
+        if let Some(client) = Client::find(&home).await? {
+            return Ok(Self::Node(client));
+        }
+        let mut builder = Node::builder().home(home.path()).visitor();
+        if let Some(passphrase) = context.passphrase()? {
+            builder = builder.passphrase(passphrase);
+        }
+        let node = builder.bind().await.map_err(unbound)?;
+        Ok(Self::Visitor(node, Guests::default()))
+    }
+
+    /// Says goodbye, if it was a visit.
+    pub async fn close(self) {
+        if let Self::Visitor(node, _) = self {
+            node.shutdown().await;
+        }
+    }
+}
+
+/// The node that runs on the home, for commands that need one.
+pub async fn running(context: &Context) -> Result<Client, Failure> {
+    let home = context.home()?;
+    Client::find(&home).await?.ok_or_else(|| {
+        let text = format!("no node runs on {}", home.path().display());
+        Failure::new(Cause::Local, voltmesh::proto::status::Code::FailedPrecondition, text).hint("start it first: `volt up`")
+    })
+}
+
+/// Why a node could not be started, for people.
+pub fn unbound(error: BindError) -> Failure {
+    match error {
+        BindError::Home(error) => error.into(),
+        BindError::Store(error) => error.into(),
+        BindError::Key(error) => unread(error),
+        BindError::UnknownName(_) => Failure::usage(error),
+        other => Failure::local(other),
+    }
+}
+
+/// Why a key could not be read, for people.
+pub fn unread(error: KeyFileError) -> Failure {
+    let failure = Failure::local(&error);
+    match error.problem {
+        KeyFileProblem::NeedsPassphrase | KeyFileProblem::WrongPassphrase => {
+            failure.hint("set VOLT_PASSPHRASE, or give --passphrase-file")
+        }
+        _ => failure,
+    }
+}

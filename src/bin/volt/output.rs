@@ -1,0 +1,117 @@
+//! What is printed: results on stdout, errors on stderr; JSON for programs, tables and colour on a terminal only. A reader that
+//! has gone away ends the command quietly.
+
+use std::io::{self, IsTerminal, Write};
+
+use comfy_table::{ContentArrangement, Table, presets};
+use serde::Serialize;
+use voltmesh::local::Failure;
+
+/// Writes bytes as they are.
+pub fn bytes(bytes: &[u8]) {
+    if try_bytes(bytes).is_err() {
+        std::process::exit(0);
+    }
+}
+
+/// The same, for who must not end here.
+///
+/// # Errors
+/// If nobody reads.
+pub fn try_bytes(bytes: &[u8]) -> io::Result<()> {
+    let mut stdout = io::stdout().lock();
+    stdout.write_all(bytes)?;
+    stdout.flush()
+}
+
+/// Writes a line of text.
+pub fn line(text: &str) {
+    bytes(format!("{text}\n").as_bytes());
+}
+
+/// Writes a value as one line of JSON.
+pub fn json<T: Serialize>(value: &T) {
+    bytes(&voltmesh::local::line(value));
+}
+
+/// Rows of text: a table on a terminal, columns between tabs elsewhere.
+pub fn table(head: &[&str], rows: Vec<Vec<String>>) {
+    if !io::stdout().is_terminal() {
+        rows.iter().for_each(|row| line(&row.join("\t")));
+        return;
+    }
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
+    table.set_header(head.iter().map(|cell| bold(cell)));
+    table.add_rows(rows);
+    line(&table.trim_fmt());
+}
+
+fn bold(text: &str) -> String {
+    if colours(&io::stdout()) {
+        let style = anstyle::Style::new().bold();
+        format!("{style}{text}{style:#}")
+    } else {
+        text.to_owned()
+    }
+}
+
+/// Writes why the command failed.
+pub fn failure(as_json: bool, failure: &Failure) {
+    let mut stderr = io::stderr().lock();
+    let text = if as_json {
+        // Not the cause: that is what the exit code says.
+        let mut error = serde_json::json!({ "code": failure.code, "message": failure.message, "hint": failure.hint });
+        if let Some(outcome) = &failure.outcome {
+            error["outcome"] = outcome.as_str().into();
+        }
+        serde_json::json!({ "error": error }).to_string()
+    } else {
+        let red = if colours(&io::stderr()) { anstyle::AnsiColor::Red.on_default() } else { anstyle::Style::new() };
+        let hint = failure.hint.as_ref().map(|hint| format!("\n  {}", escape(hint))).unwrap_or_default();
+        format!("{red}error{red:#}: {} ({}){hint}", escape(&failure.message), failure.code.to_uppercase())
+    };
+    // There is nowhere left to say that this failed.
+    let _ = writeln!(stderr, "{text}");
+}
+
+/// Whether colour is welcome there: a terminal, and nobody said no (<https://no-color.org>).
+pub fn colours(stream: &impl IsTerminal) -> bool {
+    let refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    stream.is_terminal() && !refused && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
+}
+
+/// Text of a peer, made harmless for a terminal: control characters and what changes the direction of text are spelt out.
+pub fn escape(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for c in text.chars() {
+        let turns = matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+        if (c.is_control() && c != '\n' && c != '\t') || turns {
+            escaped.extend(c.escape_unicode());
+        } else {
+            escaped.push(c);
+        }
+    }
+    escaped
+}
+
+/// The same on one line.
+pub fn escape_line(text: &str) -> String {
+    escape(text).replace(['\n', '\t'], " ")
+}
+
+/// What to show where there may be nothing.
+pub fn or_dash(text: Option<String>) -> String {
+    text.filter(|text| !text.is_empty()).unwrap_or_else(|| "-".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_peers_text_cannot_steer_the_terminal() {
+        assert_eq!(escape_line("a\u{1b}[31mb\nc\u{202e}d"), "a\\u{1b}[31mb c\\u{202e}d");
+        assert_eq!(escape("küche\nüber"), "küche\nüber");
+    }
+}

@@ -1,0 +1,71 @@
+//! `ping`: round trips to a peer, through the session there is or one made for it.
+
+use std::time::Duration;
+
+use clap::Args;
+use serde_json::json;
+use voltmesh::local::{Failure, PeerRequest, Pong, peers};
+
+use crate::context::Context;
+use crate::door::Door;
+use crate::output;
+use crate::signals::Signals;
+
+/// Measure round trips to a peer, and show the path they take
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  volt ping bob\n  volt ping bob -c 3 --json")]
+pub struct Ping {
+    /// A ticket, an id (`did:key:…`) or a name
+    peer: String,
+    /// How many
+    #[arg(short = 'c', long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..))]
+    count: u32,
+    /// Time from one to the next
+    #[arg(short, long, value_name = "DURATION", default_value = "1s", value_parser = humantime::parse_duration)]
+    interval: Duration,
+    /// How long each may take
+    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = humantime::parse_duration)]
+    timeout: Duration,
+}
+
+impl Ping {
+    pub async fn run(self, context: &Context) -> Result<(), Failure> {
+        peers::parse(&self.peer)?;
+        let mut signals = Signals::new()?;
+        let door = Door::open(context).await?;
+        let done = tokio::select! {
+            done = self.rounds(context, &door) => done,
+            _ = signals.next() => Ok(()),
+        };
+        signals.or_exit(door.close()).await;
+        done
+    }
+
+    async fn rounds(&self, context: &Context, door: &Door) -> Result<(), Failure> {
+        // Keeps the session of a visit between the rounds.
+        let mut guest = None;
+        if let Door::Visitor(node, guests) = door {
+            let target = peers::resolve(node, &self.peer).await?;
+            guest = Some(guests.session(node, &target, self.timeout, false).await?);
+        }
+        for seq in 1..=self.count {
+            let Pong { rtt_ms, path } = match door {
+                Door::Node(client) => {
+                    let timeout_ms = u64::try_from(self.timeout.as_millis()).unwrap_or(u64::MAX);
+                    client.post("/v1/ping", &PeerRequest { peer: self.peer.clone(), timeout_ms }).await?
+                }
+                Door::Visitor(node, guests) => peers::ping(node, guests, &self.peer, self.timeout).await?,
+            };
+            if context.json {
+                output::json(&json!({ "seq": seq, "rtt_ms": rtt_ms, "path": path }));
+            } else {
+                output::line(&format!("{seq}: {rtt_ms:.3} ms, {path}"));
+            }
+            if seq < self.count {
+                tokio::time::sleep(self.interval).await;
+            }
+        }
+        drop(guest);
+        Ok(())
+    }
+}

@@ -1,0 +1,198 @@
+//! Which peer is meant, and a session with it: kept for good, or for as long as one call needs it.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use super::failure::{Cause, Failure};
+use super::types::{ConnectRequest, Connected, Pong, millis};
+use crate::Node;
+use crate::id::NodeId;
+use crate::node::config::PeerRef;
+use crate::node::store::PeerName;
+use crate::proto::status::Code;
+use crate::session::{Session, SessionState};
+
+/// A peer that is meant, and where it may be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// Who it is.
+    pub id: NodeId,
+    /// Where it may be dialled, besides what the node knows.
+    pub addresses: Vec<SocketAddr>,
+}
+
+/// Reads which peer a text means: a `did:key:…`, a ticket, or a name this node's owner gave.
+///
+/// # Errors
+/// [`Failure`] of the cause [`Cause::Usage`] for text that means nobody.
+pub async fn resolve(node: &Node, text: &str) -> Result<Target, Failure> {
+    let target = match parse(text)? {
+        PeerRef::Ticket(ticket) => Target { id: ticket.id, addresses: ticket.addresses.clone() },
+        PeerRef::Id(id) => {
+            let known = node.peers().await?.into_iter().find(|peer| peer.id == id && !peer.visitor);
+            Target { id, addresses: known.map(|peer| peer.addresses).unwrap_or_default() }
+        }
+        PeerRef::Name(name) => {
+            let peer = node.named(name.as_str()).await?.ok_or_else(|| unknown_name(&name))?;
+            Target { id: peer.id, addresses: peer.addresses }
+        }
+    };
+    if target.id == node.id() {
+        return Err(Failure::usage("that is this node itself").hint("use the ticket, id or name of another one"));
+    }
+    Ok(target)
+}
+
+/// The ways to write which peer is meant.
+///
+/// # Errors
+/// [`Failure`] of the cause [`Cause::Usage`].
+pub fn parse(text: &str) -> Result<PeerRef, Failure> {
+    if text.starts_with("service:") {
+        let failure =
+            Failure::new(Cause::Usage, Code::Unimplemented, "`service:NAME` cannot be called yet: there are no directories");
+        return Err(failure.hint("name the peer that serves it: its id, ticket, or the name you gave it"));
+    }
+    text.parse().map_err(|error| Failure::usage(format!("{text:?} is no peer: {error}")))
+}
+
+/// Nobody has that name.
+pub fn unknown_name(name: &PeerName) -> Failure {
+    Failure::new(Cause::Usage, Code::NotFound, format!("no peer is named {:?}", name.as_str()))
+        .hint(format!("give the name with `volt connect TICKET --as {name}`; `volt peers` lists the names there are"))
+}
+
+/// Sessions held only while somebody uses them. Clones share them.
+#[derive(Clone, Debug, Default)]
+pub struct Guests(Arc<Mutex<HashMap<NodeId, usize>>>);
+
+/// A session in use. If it was brought up for that use only, it ends with the last use.
+#[derive(Debug)]
+pub struct Guest {
+    session: Session,
+    held: Option<(Guests, Node)>,
+}
+
+impl Guest {
+    /// The session.
+    pub fn session(&self) -> &Session {
+        &self.session
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        let Some((guests, node)) = self.held.take() else { return };
+        let mut held = guests.lock();
+        let id = self.session.peer();
+        let Some(count) = held.get_mut(&id) else { return };
+        *count -= 1;
+        if *count == 0 {
+            held.remove(&id);
+            node.release(id);
+        }
+    }
+}
+
+impl Guests {
+    /// A session with this peer, up within this time. One that the owner wants, or that the peer keeps, is used as it is.
+    ///
+    /// # Errors
+    /// [`Failure`]: refused, or nobody there.
+    pub async fn session(&self, node: &Node, target: &Target, within: Duration, fail_fast: bool) -> Result<Guest, Failure> {
+        let wanted = node.peers().await?.iter().any(|peer| peer.id == target.id && peer.wanted && !peer.visitor);
+        let there = node.session(target.id).filter(|session| wanted || session.state() == SessionState::Connected);
+        let (session, held) = match there {
+            Some(session) if !self.holds(target.id) => {
+                if wanted && !target.addresses.is_empty() {
+                    node.hold(target.id, &target.addresses);
+                }
+                (session, None)
+            }
+            _ => (self.hold(node, target), Some((self.clone(), node.clone()))),
+        };
+        let own = held.is_some();
+        let guest = Guest { session, held };
+        match guest.session.state() {
+            SessionState::Connected => {}
+            _ if own => drop(node.connect_to(target.id, &target.addresses, within).await?),
+            _ if fail_fast => {
+                let failure = Failure::from(crate::CallError::NotSent("the peer is not connected".into()));
+                return Err(failure);
+            }
+            _ => guest.session.connected(within).await?,
+        }
+        Ok(guest)
+    }
+
+    /// The owner decided about this peer: it is no longer up to those who use it.
+    fn forget(&self, id: NodeId) {
+        self.lock().remove(&id);
+    }
+
+    fn holds(&self, id: NodeId) -> bool {
+        self.lock().contains_key(&id)
+    }
+
+    fn hold(&self, node: &Node, target: &Target) -> Session {
+        *self.lock().entry(target.id).or_default() += 1;
+        node.hold(target.id, &target.addresses)
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<NodeId, usize>> {
+        self.0.lock().expect("nothing panics while it is held")
+    }
+}
+
+/// Keeps a session with a peer, and says whether it came up in the time asked for. A peer that is not there stays wanted, and so
+/// does one that refuses; that is an error nevertheless.
+///
+/// # Errors
+/// [`Failure`]: no such peer, a name that is taken, or a refusal.
+pub async fn connect(node: &Node, guests: &Guests, request: &ConnectRequest) -> Result<Connected, Failure> {
+    let target = resolve(node, &request.peer).await?;
+    let name = request.name.as_deref().map(str::parse::<PeerName>).transpose().map_err(Failure::usage)?;
+    if request.remember {
+        node.remember(target.id, target.addresses.clone(), name).await?;
+    }
+    guests.forget(target.id);
+    node.hold(target.id, &target.addresses);
+    let came_up = node.connect_to(target.id, &target.addresses, Duration::from_millis(request.wait_ms)).await;
+    let known = node.peers().await?.into_iter().find(|peer| peer.id == target.id && !peer.visitor);
+    let name = known.and_then(|peer| peer.name);
+    let failure = match came_up {
+        Ok(_) => return Ok(Connected { peer: target.id, name, connected: true, reason: None }),
+        Err(error) => Failure::from(error),
+    };
+    if failure.cause == Cause::Refused {
+        let hint = format!("{}; this node remembers it and goes on trying", failure.hint.clone().unwrap_or_default());
+        return Err(failure.hint(hint));
+    }
+    Ok(Connected { peer: target.id, name, connected: false, reason: Some(failure.message) })
+}
+
+/// Keeps no session with a peer any more. Its name stays. Gives its id.
+///
+/// # Errors
+/// [`Failure`]: no such peer, or the store cannot be written.
+pub async fn disconnect(node: &Node, guests: &Guests, peer: &str) -> Result<NodeId, Failure> {
+    let target = resolve(node, peer).await?;
+    node.forget(target.id).await?;
+    guests.forget(target.id);
+    node.release(target.id);
+    Ok(target.id)
+}
+
+/// Measures a round trip to a peer.
+///
+/// # Errors
+/// [`Failure`]: no such peer, refused, or no answer in time.
+pub async fn ping(node: &Node, guests: &Guests, peer: &str, within: Duration) -> Result<Pong, Failure> {
+    let until = Instant::now() + within;
+    let target = resolve(node, peer).await?;
+    let guest = guests.session(node, &target, within, false).await?;
+    let round_trip = guest.session().ping(until.saturating_duration_since(Instant::now())).await?;
+    Ok(Pong { rtt_ms: millis(round_trip), path: crate::session::PathKind::Direct.to_string() })
+}
