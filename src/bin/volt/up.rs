@@ -24,7 +24,7 @@ use crate::signals::Signals;
     after_help = "Examples:\n  volt up\n  volt up --listen 0.0.0.0:9000 --connect bob\n  volt up --json | jq -r 'select(.event==\"ready\").ticket'"
 )]
 pub struct Up {
-    /// Listen at this address; may be given several times [default: [::]:8658, or a free port that is kept]
+    /// Listen at this address; may be given several times [default: `[::]:8658`, or a free port that is kept]
     #[arg(long, value_name = "IP:PORT")]
     listen: Vec<SocketAddr>,
     /// Hold a session with this peer during this run: a ticket, an id or a name
