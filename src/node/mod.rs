@@ -388,7 +388,12 @@ impl Node {
         }
         let (hub, mut events) = (self.0.hub.clone(), self.0.hub.events());
         let task = self.0.network.spawn(async move {
-            while let Some(event) = next(&mut events).await {
+            loop {
+                let event = tokio::select! {
+                    event = next(&mut events) => event,
+                    () = hub.stopped() => return,
+                };
+                let Some(event) = event else { return };
                 let Event::Connected { peer, .. } = event else { continue };
                 let addresses = hub.known_peer(peer).map(|peer| peer.addresses()).unwrap_or_default();
                 let store = store.clone();

@@ -273,6 +273,11 @@ impl Hub {
         self.0.refused.fetch_add(1, Relaxed);
     }
 
+    /// Waits until the tasks end.
+    pub async fn stopped(&self) {
+        let _ = self.0.stop.subscribe().wait_for(|stop| *stop).await;
+    }
+
     /// Ends the tasks now.
     pub fn stop(&self) {
         self.0.stop.send_replace(true);
