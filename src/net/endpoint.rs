@@ -19,8 +19,9 @@ use super::runtime::{Driver, Network};
 use super::{socket, tls};
 use crate::id::{NodeId, SecretKey};
 use crate::proto::close::CloseCode;
-use crate::proto::limits;
+use crate::proto::limits::{self, Limits};
 use crate::state::admission::{Admission, Gate};
+use crate::state::prefix::Prefix;
 
 /// The name dialled in TLS. Keys identify nodes, names do not: it is the same for all.
 const SERVER_NAME: &str = "volt";
@@ -45,6 +46,21 @@ impl RestartKeys {
         let mut reset = [0; 64];
         rand::Rng::fill_bytes(&mut rand::rng(), &mut reset);
         Self { reset, connection_id: rand::random() }
+    }
+}
+
+/// What an endpoint lets others have of it.
+#[derive(Clone, Debug)]
+pub struct Bounds {
+    /// The limits an operator may change.
+    pub limits: Limits,
+    /// Addresses whose handshakes have no rate.
+    pub exempt: Vec<Prefix>,
+}
+
+impl Default for Bounds {
+    fn default() -> Self {
+        Self { limits: Limits::default(), exempt: Prefix::LOOPBACK.to_vec() }
     }
 }
 
@@ -111,7 +127,13 @@ pub struct Endpoint {
 
 impl Endpoint {
     /// Binds the sockets and makes the TLS configurations. Must be told where the network lives.
-    pub fn bind(key: &SecretKey, restart: &RestartKeys, transport: Transport, network: &Network) -> Result<Self, BindError> {
+    pub fn bind(
+        key: &SecretKey,
+        restart: &RestartKeys,
+        transport: Transport,
+        bounds: &Bounds,
+        network: &Network,
+    ) -> Result<Self, BindError> {
         let transport_config = Arc::new(transport_config());
         let tls = |error: tls::TlsError| BindError::Tls(error.to_string());
         let mut server = quinn::ServerConfig::with_crypto(tls::quinn_server_crypto(key, tls::ALPN).map_err(tls)?);
@@ -119,10 +141,11 @@ impl Endpoint {
         let mut client = quinn::ClientConfig::new(tls::quinn_client_crypto(key, tls::ALPN).map_err(tls)?);
         client.transport_config(transport_config);
 
-        let (socket, runtime, local) = open(transport, network)?;
+        let (socket, runtime, local) = open(transport, bounds.limits.socket_buffer_bytes, network)?;
+        let gate = Gate::new(&bounds.limits, bounds.exempt.clone());
         let _context = network.handle().enter();
         let inner = quinn::Endpoint::new_with_abstract_socket(endpoint_config(restart), Some(server), socket, runtime)?;
-        Ok(Self { inner, client, local: Arc::new(local), gate: Arc::default() })
+        Ok(Self { inner, client, local: Arc::new(local), gate: Arc::new(Mutex::new(gate)) })
     }
 
     /// The addresses bound, with the ports the kernel chose.
@@ -238,7 +261,7 @@ fn peer(connection: &quinn::Connection) -> Result<NodeId, String> {
 
 type Opened = (Arc<dyn quinn::AsyncUdpSocket>, Arc<dyn quinn::Runtime>, Vec<SocketAddr>);
 
-fn open(transport: Transport, network: &Network) -> Result<Opened, BindError> {
+fn open(transport: Transport, socket_buffer_bytes: usize, network: &Network) -> Result<Opened, BindError> {
     let addresses = match transport {
         Transport::Udp(addresses) => addresses,
         Transport::Abstract(socket, runtime) => {
@@ -250,7 +273,7 @@ fn open(transport: Transport, network: &Network) -> Result<Opened, BindError> {
     let addresses = if addresses.is_empty() { vec![(Ipv4Addr::UNSPECIFIED, 0).into()] } else { addresses };
     let (mut sockets, mut local) = (Vec::new(), Vec::new());
     for address in addresses {
-        let socket = socket::bind(address).map_err(|error| BindError::Socket { address, error })?;
+        let socket = socket::bind(address, socket_buffer_bytes).map_err(|error| BindError::Socket { address, error })?;
         local.push(socket.local_addr()?);
         sockets.push(quinn::Runtime::wrap_udp_socket(&driver, socket)?);
     }

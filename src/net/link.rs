@@ -119,11 +119,6 @@ impl Link {
         self.connection.rtt()
     }
 
-    /// Acknowledgements received so far: each shows that the peer hears us. Counted by QUIC anyway, so it costs nothing a packet.
-    pub fn acks_received(&self) -> u64 {
-        self.connection.stats().frame_rx.acks
-    }
-
     /// Opens a stream; waits while the peer grants no more. Cancel-safe.
     pub async fn open(&self) -> Result<(PathSend, PathRecv), PathError> {
         let (send, recv) = self.connection.open_bi().await.map_err(lost)?;
@@ -194,6 +189,11 @@ impl PathSend {
     /// sent a part.
     pub async fn write(&mut self, bytes: Bytes) -> Result<(), PathError> {
         self.inner.write_chunk(bytes).await.map_err(write_error)
+    }
+
+    /// Sends what is written here before what other streams have: for control streams, whose answers say that a path lives.
+    pub fn urgent(&mut self) {
+        let _ = self.inner.set_priority(1);
     }
 
     /// No more bytes follow. Does not wait.

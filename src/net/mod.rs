@@ -10,6 +10,6 @@ pub mod sim;
 mod socket;
 pub(crate) mod tls;
 
-pub use endpoint::{BindError, DialError, Endpoint, RestartKeys, Transport};
+pub use endpoint::{BindError, Bounds, DialError, Endpoint, RestartKeys, Transport};
 pub use link::{Link, LostReason, PathError, PathRecv, PathSend};
 pub use runtime::Network;

@@ -13,17 +13,15 @@ use quinn::udp::{RecvMeta, Transmit};
 use quinn::{AsyncUdpSocket, UdpPoller};
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::proto::limits;
-
 /// Binds a UDP socket with the buffers a burst of handshakes needs. An IPv6 wildcard takes IPv4 too.
-pub(super) fn bind(address: SocketAddr) -> io::Result<std::net::UdpSocket> {
+pub(super) fn bind(address: SocketAddr, buffer_bytes: usize) -> io::Result<std::net::UdpSocket> {
     let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
     if address.is_ipv6() {
         socket.set_only_v6(address.ip() != IpAddr::V6(Ipv6Addr::UNSPECIFIED))?;
     }
     // The kernel may grant less; that costs speed, not correctness.
-    let _ = socket.set_recv_buffer_size(limits::SOCKET_BUFFER_BYTES);
-    let _ = socket.set_send_buffer_size(limits::SOCKET_BUFFER_BYTES);
+    let _ = socket.set_recv_buffer_size(buffer_bytes);
+    let _ = socket.set_send_buffer_size(buffer_bytes);
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
     Ok(socket.into())

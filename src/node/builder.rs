@@ -10,7 +10,7 @@ use super::rules::Rules;
 use super::store::{self, Store};
 use super::{BindError, Node, Parts};
 use crate::id::{SecretKey, Ticket, keyfile};
-use crate::net::{self, Endpoint, Network, RestartKeys, Transport};
+use crate::net::{self, Bounds, Endpoint, Network, RestartKeys, Transport};
 use crate::policy::{PolicyInput, Rule};
 use crate::proto::control::{BootId, Profile, Role};
 use crate::service::{Registry, Server, Service};
@@ -151,9 +151,10 @@ impl Builder {
         }
 
         let network = Network::choose().map_err(net::BindError::System)?;
+        let bounds = Bounds { limits: config.limits.clone(), exempt: config.exempt.clone() };
         let endpoint = match self.transport {
-            Some(transport) => Endpoint::bind(&kept.key, &kept.restart, transport, &network)?,
-            None => kept.bind(&config.listen, self.visitor, &network)?,
+            Some(transport) => Endpoint::bind(&kept.key, &kept.restart, transport, &bounds, &network)?,
+            None => kept.bind(&config.listen, self.visitor, &bounds, &network)?,
         };
         let own = Own {
             id: kept.key.id(),
@@ -162,9 +163,10 @@ impl Builder {
             name: config.name.clone().unwrap_or_default(),
             profile: config.profile,
             seed: self.seed.unwrap_or_else(rand::random),
+            limits: config.limits.clone(),
         };
         let runtime = tokio::runtime::Handle::try_current().ok().filter(is_multi_thread);
-        let server = Arc::new(Server::new(registry.clone(), runtime));
+        let server = Arc::new(Server::new(registry.clone(), runtime, config.limits.call_deadline_max));
         let (hub, tasks) = Hub::new(own, endpoint, rules.handle().clone(), server.clone());
         let parts = Parts { hub, rules, registry, server, network, home: kept.home, store: kept.store, lock: kept.lock };
         Node::start(parts, tasks, config.connect, kept.stored_peers).await
@@ -237,8 +239,9 @@ impl Kept {
     }
 
     /// Binds where the configuration says; without a word from it, at the default port, the one chosen before, or a free one.
-    fn bind(&self, listen: &[SocketAddr], visitor: bool, network: &Network) -> Result<Endpoint, BindError> {
-        let bind = |addresses: Vec<SocketAddr>| Endpoint::bind(&self.key, &self.restart, Transport::Udp(addresses), network);
+    fn bind(&self, listen: &[SocketAddr], visitor: bool, bounds: &Bounds, network: &Network) -> Result<Endpoint, BindError> {
+        let bind =
+            |addresses: Vec<SocketAddr>| Endpoint::bind(&self.key, &self.restart, Transport::Udp(addresses), bounds, network);
         if !listen.is_empty() && !visitor {
             return Ok(bind(listen.to_vec())?);
         }

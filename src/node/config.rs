@@ -1,25 +1,22 @@
 //! How a node behaves: a plain [`Config`], from code or from `volt.toml`. It opens no socket and no store; the environment and
 //! the command line are read elsewhere, and win over the file.
 
-mod duration;
 mod file;
-mod limits;
 mod peer_ref;
-mod prefix;
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 
-pub use duration::{DurationError, parse_duration};
 pub use file::ConfigError;
-pub use limits::Limits;
 pub use peer_ref::{PeerRef, PeerRefError};
-pub use prefix::{Prefix, PrefixError};
 
 pub use crate::policy::Groups;
 use crate::policy::Rule;
 pub use crate::proto::control::Profile;
+pub use crate::proto::duration::{DurationError, parse_duration};
+pub use crate::proto::limits::Limits;
 use crate::proto::limits::NAME_BYTES;
+pub use crate::state::prefix::{Prefix, PrefixError};
 
 /// Where a node listens unless told otherwise: every address, IPv6 and IPv4. Where there is no IPv6 it is `0.0.0.0`, and if
 /// the port is taken a free one is chosen once and kept in the home.

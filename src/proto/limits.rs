@@ -3,6 +3,10 @@
 
 use std::time::Duration;
 
+mod operator;
+
+pub use operator::Limits;
+
 const KIB: usize = 1024;
 const MIB: usize = 1024 * KIB;
 

@@ -6,6 +6,7 @@ pub mod call;
 pub mod close;
 pub mod codec;
 pub mod control;
+pub mod duration;
 pub mod frame;
 pub mod limits;
 pub mod status;

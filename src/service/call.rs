@@ -113,7 +113,8 @@ impl<'a> Call<'a> {
 
     async fn unary_charged(self, body: Vec<u8>) -> Result<(Bytes, Charge), CallError> {
         let sent = AtomicBool::new(false);
-        let deadline = Instant::now() + self.timeout.unwrap_or(limits::CALL_DEADLINE).min(limits::CALL_DEADLINE_MAX);
+        let bounds = self.session.limits();
+        let deadline = Instant::now() + self.timeout.unwrap_or(bounds.call_deadline).min(bounds.call_deadline_max);
         let whole = async {
             let (opened, recv) = self.begin(Shape::Unary, Some(body), Some(deadline), &sent).await?;
             let Opened { send: _send, guard: _guard } = opened;

@@ -43,51 +43,74 @@ pub(super) async fn run<R: Send + 'static, S: Future<Output = Result<(), PathErr
     handler: impl Future<Output = Result<R, Status>> + Send + 'static,
 ) -> Option<Result<R, Status>> {
     let handler = AssertUnwindSafe(handler).catch_unwind();
-    let running = async {
-        let ended = match place {
-            Place::Network => timed(shared, cx, handler).await,
-            Place::Spawned => joined(shared.offload().spawn(handler)).await,
-            Place::Blocking => {
-                let runtime = shared.offload();
-                let on = runtime.clone();
-                joined(runtime.spawn_blocking(move || on.block_on(handler))).await
-            }
-        };
-        ended.unwrap_or_else(|_| {
+    let ended = match place {
+        Place::Network => until(cx, stopped, timed(shared, cx, handler)).await?,
+        // Boxed, so that the state of calls that stay here has no room for them.
+        _ => Box::pin(until(cx, stopped, elsewhere(shared, place, handler))).await?,
+    };
+    Some(match ended {
+        Ok(Ok(ended)) => ended,
+        Ok(Err(_)) => {
             shared.count_panic(cx.method());
             Err(Status::new(Code::Internal, "the handler panicked"))
-        })
-    };
+        }
+        Err(Overdue) => Err(Status::new(Code::DeadlineExceeded, "the deadline passed")),
+    })
+}
+
+/// The deadline passed.
+struct Overdue;
+
+/// Runs to the end, unless the deadline passes or, `None`, the caller gives up.
+async fn until<F: Future, S: Future<Output = Result<(), PathError>>>(
+    cx: &Context,
+    stopped: impl FnOnce() -> S,
+    running: F,
+) -> Option<Result<F::Output, Overdue>> {
     let mut running = pin!(running);
     // Most handlers are done at once: no timer and no watch for them.
     if let Poll::Ready(ended) = poll_fn(|context| Poll::Ready(running.as_mut().poll(context))).await {
-        return Some(ended);
+        return Some(Ok(ended));
     }
-    let deadline = cx.deadline();
-    let overdue = async {
-        match deadline {
-            Some(deadline) => sleep_until(deadline).await,
-            None => std::future::pending().await,
+    let watched = async {
+        let overdue = async {
+            match cx.deadline() {
+                Some(deadline) => sleep_until(deadline).await,
+                None => std::future::pending().await,
+            }
+        };
+        // A caller that has sent all and reads on is no reason to stop: only its giving up, or the loss of the path, is.
+        let gone = async {
+            if stopped().await.is_ok() {
+                std::future::pending::<()>().await;
+            }
+        };
+        tokio::select! {
+            biased;
+            ended = &mut running => return Some(Ok(ended)),
+            () = gone => cx.cancel(),
+            () = overdue => {
+                cx.cancel();
+                return Some(Err(Overdue));
+            }
         }
+        None
     };
-    // A caller that has sent all and reads on is no reason to stop: only its giving up, or the loss of the path, is.
-    let gone = async {
-        if stopped().await.is_ok() {
-            std::future::pending::<()>().await;
-        }
-    };
-    tokio::select! {
-        biased;
-        ended = &mut running => Some(ended),
-        () = gone => {
-            cx.cancel();
-            None
-        }
-        () = overdue => {
-            cx.cancel();
-            Some(Err(Status::new(Code::DeadlineExceeded, "the deadline passed")))
-        }
+    Box::pin(watched).await
+}
+
+/// Runs where the network is not held up.
+async fn elsewhere<R: Send + 'static>(
+    shared: &Shared,
+    place: Place,
+    handler: impl Future<Output = std::thread::Result<R>> + Send + 'static,
+) -> std::thread::Result<R> {
+    let runtime = shared.offload();
+    if place == Place::Spawned {
+        return joined(runtime.spawn(handler)).await;
     }
+    let on = runtime.clone();
+    joined(runtime.spawn_blocking(move || on.block_on(handler))).await
 }
 
 async fn timed<F: Future>(shared: &Shared, cx: &Context, future: F) -> F::Output {

@@ -14,6 +14,7 @@ use super::describe;
 use super::item::{Items, put_message, put_message_head, put_status};
 use super::method::Incoming;
 use super::registry::{Lookup, Registry};
+use super::run::Place;
 use crate::proto::call::{Header, Shape};
 use crate::proto::codec;
 use crate::proto::frame::Frames;
@@ -32,6 +33,7 @@ pub(crate) struct Shared {
     /// The runtime of whoever started the node, if handlers can be moved there.
     runtime: Option<Handle>,
     own: OnceLock<Offload>,
+    deadline_max: Duration,
     calls: AtomicU64,
     slow_polls: AtomicU64,
     panics: AtomicU64,
@@ -62,9 +64,10 @@ pub struct ServerCounts {
 impl Server {
     /// Serves what is registered. `runtime`: where handlers go that are moved off the network's thread; without one, threads
     /// are made when they are first needed.
-    pub fn new(registry: Registry, runtime: Option<Handle>) -> Self {
+    pub fn new(registry: Registry, runtime: Option<Handle>, deadline_max: Duration) -> Self {
         let counter = AtomicU64::default;
-        let shared = Shared { runtime, own: OnceLock::new(), calls: counter(), slow_polls: counter(), panics: counter() };
+        let shared =
+            Shared { runtime, own: OnceLock::new(), deadline_max, calls: counter(), slow_polls: counter(), panics: counter() };
         Self { registry, shared: Arc::new(shared) }
     }
 
@@ -109,33 +112,53 @@ impl Shared {
 }
 
 impl Acceptor for Server {
-    fn call(&self, send: StreamSend, recv: StreamRecv) -> Serving {
+    fn call(&self, mut send: StreamSend, mut recv: StreamRecv) -> Serving {
         self.shared.calls.fetch_add(1, Ordering::Relaxed);
-        let (registry, shared) = (self.registry.clone(), self.shared.clone());
-        Box::pin(async move {
-            let mut recv = recv;
-            let mut send = send;
-            let mut frames = Frames::new(limits::CALL_HEADER_BYTES);
-            let header = match header(&mut recv, &mut frames).await {
-                Ok(Some(header)) => header,
-                Ok(None) => return,
-                Err(refused) => return status(&mut send, &refused).await,
-            };
-            match prepare(&registry, &header, &recv) {
-                Ok((Found::Method(lookup), parts)) => {
-                    let items = Items::new(recv, frames, Share::Requests);
-                    let call = Incoming { cx: Context::new(parts), items, send, place: lookup.place, shared };
-                    lookup.handler.serve(call).await;
-                }
-                Ok((Found::Describe, parts)) => {
-                    let items = Items::new(recv, frames, Share::Requests);
-                    let call = Incoming { cx: Context::new(parts), items, send, place: Default::default(), shared };
-                    describe::serve(registry, call).await;
-                }
-                Err(refused) => status(&mut send, &refused).await,
+        let mut frames = Frames::new(limits::CALL_HEADER_BYTES);
+        if let Some(first) = recv.take_first() {
+            frames.push(first);
+        }
+        let (registry, shared) = (&self.registry, &self.shared);
+        match frames.next_frame() {
+            Ok(Some(header)) => dispatch(registry, shared, &header, send, recv, frames),
+            Ok(None) => {
+                let (registry, shared) = (registry.clone(), shared.clone());
+                Box::pin(async move {
+                    match header(&mut recv, &mut frames).await {
+                        Ok(Some(header)) => dispatch(&registry, &shared, &header, send, recv, frames).await,
+                        Ok(None) => {}
+                        Err(refused) => status(&mut send, &refused).await,
+                    }
+                })
             }
-        })
+            Err(error) => refuse(send, Status::new(Code::InvalidArgument, error.to_string())),
+        }
     }
+}
+
+/// Finds what serves a call whose header is here.
+fn dispatch(
+    registry: &Registry,
+    shared: &Arc<Shared>,
+    header: &Bytes,
+    send: StreamSend,
+    recv: StreamRecv,
+    frames: Frames,
+) -> Serving {
+    let (found, parts) = match prepare(registry, header, &recv, shared.deadline_max) {
+        Ok(prepared) => prepared,
+        Err(refused) => return refuse(send, refused),
+    };
+    let items = Items::new(recv, frames, Share::Requests);
+    let call = |place| Incoming { cx: Context::new(parts), items, send, place, shared: shared.clone() };
+    match found {
+        Found::Method(lookup) => lookup.handler.serve(call(lookup.place)),
+        Found::Describe => Box::pin(describe::serve(registry.clone(), call(Place::default()))),
+    }
+}
+
+fn refuse(mut send: StreamSend, refused: Status) -> Serving {
+    Box::pin(async move { status(&mut send, &refused).await })
 }
 
 /// What is called.
@@ -161,12 +184,12 @@ async fn header(recv: &mut StreamRecv, frames: &mut Frames) -> Result<Option<Byt
 }
 
 /// Checks a call against policy and registry. To whom policy allows nothing it says nothing of what there is.
-fn prepare(registry: &Registry, header: &Bytes, recv: &StreamRecv) -> Result<(Found, Parts), Status> {
+fn prepare(registry: &Registry, header: &Bytes, recv: &StreamRecv, deadline_max: Duration) -> Result<(Found, Parts), Status> {
     let read: Header<'_> =
         codec::decode_borrowed(header).map_err(|error| Status::new(Code::InvalidArgument, error.to_string()))?;
     let attached = recv.attached();
     if read.method == describe::DESCRIBE {
-        return Ok((Found::Describe, parts(&read, describe::DESCRIBE.into(), header, recv)));
+        return Ok((Found::Describe, parts(&read, describe::DESCRIBE.into(), header, recv, deadline_max)));
     }
     if !attached.may_call(read.method) {
         return Err(Status::new(Code::PermissionDenied, "policy does not allow this call"));
@@ -176,12 +199,12 @@ fn prepare(registry: &Registry, header: &Bytes, recv: &StreamRecv) -> Result<(Fo
         let text = format!("{} is a {} call, not a {} one", read.method, lookup.shape.name(), read.shape.name());
         return Err(Status::new(Code::Unimplemented, text));
     }
-    let parts = parts(&read, lookup.path.clone(), header, recv);
+    let parts = parts(&read, lookup.path.clone(), header, recv, deadline_max);
     Ok((Found::Method(lookup), parts))
 }
 
-fn parts(read: &Header<'_>, method: Arc<str>, header: &Bytes, recv: &StreamRecv) -> Parts {
-    let longest = (read.shape == Shape::Unary).then_some(limits::CALL_DEADLINE_MAX);
+fn parts(read: &Header<'_>, method: Arc<str>, header: &Bytes, recv: &StreamRecv, deadline_max: Duration) -> Parts {
+    let longest = (read.shape == Shape::Unary).then_some(deadline_max);
     let left = read.deadline_us.map(Duration::from_micros);
     let left = match (left, longest) {
         (Some(left), Some(longest)) => Some(left.min(longest)),

@@ -6,16 +6,17 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::Poll;
 
-use bytes::{Bytes, BytesMut};
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use bytes::{Buf, Bytes};
+use futures_util::FutureExt;
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use super::attached::Attached;
 use super::notice::Notices;
 use super::stream::{StreamRecv, StreamSend};
-use crate::net::{PathError, PathRecv, PathSend};
+use crate::net::{PathRecv, PathSend};
 use crate::proto::close::StreamCode;
-use crate::proto::stream::{HEAD_BYTES_MAX, Head, Kind, Purpose};
+use crate::proto::stream::{Head, Kind, Purpose};
 
 /// A future that serves one stream to its end.
 pub type Serving = Pin<Box<dyn Future<Output = ()> + Send>>;
@@ -29,77 +30,118 @@ pub trait Acceptor: Send + Sync + 'static {
 /// Accepts the streams of an attached session until its path is lost; then drops whatever is being served.
 pub(super) async fn streams(attached: Arc<Attached>, acceptor: Arc<dyn Acceptor>, notices: mpsc::Sender<Notices>) {
     let mut serving = JoinSet::new();
+    let mut permit = None;
     loop {
         while let Some(ended) = serving.try_join_next() {
             super::hub::report(ended);
         }
-        let permit = attached.handler_permit().await;
+        // Kept from the last stream if that one was served at once.
+        let leave = match permit.take() {
+            Some(permit) => permit,
+            None => attached.handler_permit().await,
+        };
         let Ok((send, recv)) = attached.link().accept().await else { return };
-        let stream = one(attached.clone(), acceptor.clone(), notices.clone(), send, recv, permit);
-        let mut stream: Serving = Box::pin(stream);
+        let Some(mut stream) = begin(&attached, &acceptor, &notices, send, recv) else {
+            permit = Some(leave);
+            continue;
+        };
         // The budget of cooperative scheduling is meant for one task's work, not for that of a hundred streams.
         let once = poll_fn(|cx| Poll::Ready(stream.as_mut().poll(cx).is_ready()));
-        if !tokio::task::unconstrained(once).await {
-            serving.spawn(stream);
+        if tokio::task::unconstrained(once).await {
+            permit = Some(leave);
+        } else {
+            serving.spawn(async move {
+                stream.await;
+                drop(leave);
+            });
         }
     }
 }
 
-async fn one(
+/// Serves a stream whose beginning is here already, as it is for nearly all, without a future of its own; the others get one.
+fn begin(
+    attached: &Arc<Attached>,
+    acceptor: &Arc<dyn Acceptor>,
+    notices: &mpsc::Sender<Notices>,
+    mut send: PathSend,
+    mut recv: PathRecv,
+) -> Option<Serving> {
+    let Some(Ok(Some(mut first))) = recv.read().now_or_never() else {
+        return Some(Box::pin(slowly(attached.clone(), acceptor.clone(), notices.clone(), send, recv, Bytes::new())));
+    };
+    match parse(&first) {
+        Parsed::Whole(head, Purpose::Call, len) => {
+            first.advance(len);
+            let (send, recv) = attached.admit(head, first, send, recv)?;
+            Some(acceptor.call(send, recv))
+        }
+        Parsed::Nonsense => {
+            send.reset(StreamCode::Kind);
+            recv.stop(StreamCode::Kind);
+            None
+        }
+        _ => Some(Box::pin(slowly(attached.clone(), acceptor.clone(), notices.clone(), send, recv, first))),
+    }
+}
+
+/// Reads on until the beginning is here.
+async fn slowly(
     attached: Arc<Attached>,
     acceptor: Arc<dyn Acceptor>,
     notices: mpsc::Sender<Notices>,
     mut send: PathSend,
     mut recv: PathRecv,
-    _permit: OwnedSemaphorePermit,
+    mut first: Bytes,
 ) {
-    let (head, first) = match head(&mut recv).await {
-        Ok(Some(found)) => found,
-        Ok(None) => {
-            send.reset(StreamCode::Kind);
-            return recv.stop(StreamCode::Kind);
-        }
-        Err(_) => return,
-    };
-    let Some((mut send, mut recv)) = attached.admit(head, first, send, recv) else { return };
-    match purpose(&mut recv).await {
-        Ok(Some(Purpose::Call)) => acceptor.call(send, recv).await,
-        Ok(Some(Purpose::Session)) if head.stream == 0 => drop(notices.send(Notices::accepted((send, recv))).await),
-        Ok(_) => {
-            send.reset(StreamCode::Kind);
-            recv.stop(StreamCode::Kind);
-        }
-        Err(_) => {}
-    }
-}
-
-/// Reads kind and head. `None`: not a stream of the session, or nonsense.
-async fn head(recv: &mut PathRecv) -> Result<Option<(Head, Bytes)>, PathError> {
-    let Some(mut bytes) = recv.read().await? else { return Ok(None) };
     loop {
-        if bytes.first().copied().and_then(Kind::from_byte) != Some(Kind::Session) {
-            return Ok(None);
+        match parse(&first) {
+            Parsed::Part => match recv.read().await {
+                Ok(Some(more)) => first = join(&first, &more),
+                Ok(None) => break,
+                Err(_) => return,
+            },
+            Parsed::Whole(head, purpose, len) if purpose == Purpose::Call || head.stream == 0 => {
+                first.advance(len);
+                let Some((send, recv)) = attached.admit(head, first, send, recv) else { return };
+                match purpose {
+                    Purpose::Call => acceptor.call(send, recv).await,
+                    Purpose::Session => drop(notices.send(Notices::accepted((send, recv))).await),
+                }
+                return;
+            }
+            _ => break,
         }
-        match Head::get(&bytes[1..]) {
-            Ok(Some((head, len))) => return Ok(Some((head, bytes.split_off(1 + len)))),
-            Ok(None) if bytes.len() <= HEAD_BYTES_MAX => {}
-            _ => return Ok(None),
-        }
-        let Some(more) = recv.read().await? else { return Ok(None) };
-        bytes = join(bytes, &more);
+    }
+    send.reset(StreamCode::Kind);
+    recv.stop(StreamCode::Kind);
+}
+
+/// What the first bytes of a path stream are.
+enum Parsed {
+    /// Kind, head and purpose, and how long they are.
+    Whole(Head, Purpose, usize),
+    /// The beginning of that.
+    Part,
+    /// Nothing a session has.
+    Nonsense,
+}
+
+fn parse(bytes: &[u8]) -> Parsed {
+    let Some((kind, rest)) = bytes.split_first() else { return Parsed::Part };
+    if Kind::from_byte(*kind) != Some(Kind::Session) {
+        return Parsed::Nonsense;
+    }
+    match Head::get(rest) {
+        Ok(Some((head, len))) => match rest.get(len).map(|purpose| Purpose::from_byte(*purpose)) {
+            Some(Some(purpose)) => Parsed::Whole(head, purpose, 1 + len + 1),
+            Some(None) => Parsed::Nonsense,
+            None => Parsed::Part,
+        },
+        Ok(None) => Parsed::Part,
+        Err(_) => Parsed::Nonsense,
     }
 }
 
-async fn purpose(recv: &mut StreamRecv) -> Result<Option<Purpose>, PathError> {
-    let Some(mut bytes) = recv.read().await? else { return Ok(None) };
-    let purpose = bytes.split_to(1.min(bytes.len()));
-    recv.unread(bytes);
-    Ok(purpose.first().copied().and_then(Purpose::from_byte))
-}
-
-fn join(a: Bytes, b: &[u8]) -> Bytes {
-    let mut both = BytesMut::with_capacity(a.len() + b.len());
-    both.extend_from_slice(&a);
-    both.extend_from_slice(b);
-    both.freeze()
+fn join(a: &[u8], b: &[u8]) -> Bytes {
+    [a, b].concat().into()
 }

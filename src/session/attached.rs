@@ -17,7 +17,7 @@ use crate::net::{Link, PathError, PathRecv, PathSend};
 use crate::policy::{Action, PolicyHandle};
 use crate::proto::close::StreamCode;
 use crate::proto::control::{Hello, Role, SessionId};
-use crate::proto::limits;
+use crate::proto::limits::Limits;
 use crate::proto::stream::Head;
 use crate::state::ids::{Accepted, Accepter, Allocator, Side};
 use crate::state::liveness::Pulse;
@@ -42,6 +42,8 @@ pub struct Attached {
     opened: AtomicU64,
     draining: AtomicBool,
     handlers: Arc<Semaphore>,
+    handlers_max: usize,
+    share_bytes: usize,
     shares: [Arc<Semaphore>; 3],
     window: Window,
     pulse: Pulse,
@@ -82,7 +84,7 @@ pub struct Agreement {
 }
 
 impl Attached {
-    pub(super) fn new(agreement: Agreement, policy: PolicyHandle, budget: Arc<Budget>) -> Arc<Self> {
+    pub(super) fn new(agreement: Agreement, limits: &Limits, policy: PolicyHandle, budget: Arc<Budget>) -> Arc<Self> {
         let Agreement { link, hello, session, attach } = agreement;
         let side = if link.dialled() { Side::Initiator } else { Side::Acceptor };
         Arc::new(Self {
@@ -98,8 +100,10 @@ impl Attached {
             open: AtomicUsize::new(0),
             opened: AtomicU64::new(0),
             draining: AtomicBool::new(false),
-            handlers: Arc::new(Semaphore::new(limits::CALLS_IN_FLIGHT)),
-            shares: std::array::from_fn(|_| Arc::new(Semaphore::new(limits::SESSION_BODY_BYTES))),
+            handlers: Arc::new(Semaphore::new(limits.calls_in_flight)),
+            handlers_max: limits.calls_in_flight,
+            share_bytes: limits.session_body_bytes,
+            shares: std::array::from_fn(|_| Arc::new(Semaphore::new(limits.session_body_bytes))),
             grants: Mutex::new(Grants { generation: policy.generation(), calls: HashMap::new() }),
             policy,
             link,
@@ -185,7 +189,8 @@ impl Attached {
 
     /// Calls of the peer that are being handled.
     pub fn handling(&self) -> usize {
-        limits::CALLS_IN_FLIGHT - self.handlers.available_permits()
+        // One more permit is always held for the stream that comes next.
+        (self.handlers_max - self.handlers.available_permits()).saturating_sub(1)
     }
 
     /// Sets aside room for a body of so many bytes, first come first served; one body always fits. Small bodies need none: the
@@ -194,7 +199,7 @@ impl Attached {
         if bytes <= SMALL_BODY_BYTES {
             return None;
         }
-        let bytes = bytes.min(limits::SESSION_BODY_BYTES) as u32;
+        let bytes = bytes.min(self.share_bytes) as u32;
         let share = self.shares[share as usize].clone();
         Some(share.acquire_many_owned(bytes).await.expect("this semaphore is never closed"))
     }

@@ -55,13 +55,15 @@ pub struct ControlRecv {
 
 /// Opens the control stream of a path we dialled. The peer learns of it with the first message.
 pub async fn open(link: &Link) -> Result<(ControlSend, ControlRecv), ControlError> {
-    let (send, recv) = link.open().await?;
+    let (mut send, recv) = link.open().await?;
+    send.urgent();
     Ok((ControlSend { path: send, kind_due: true }, ControlRecv::new(recv)))
 }
 
 /// Takes the control stream of a path the peer dialled: the first stream it opens.
 pub async fn accept(link: &Link) -> Result<(ControlSend, ControlRecv), ControlError> {
-    let (send, recv) = link.accept().await?;
+    let (mut send, recv) = link.accept().await?;
+    send.urgent();
     let mut recv = ControlRecv::new(recv);
     let mut first = recv.path.read().await?.ok_or(ControlError::Ended)?;
     let kind = first.split_to(1.min(first.len()));

@@ -13,6 +13,7 @@ use super::hub::Hub;
 use super::peer::{Command, Peer, Unreached};
 use crate::id::NodeId;
 use crate::proto::control::SessionId;
+use crate::proto::limits::Limits;
 
 /// A session with a peer. Clones share it; dropping them does not end it.
 ///
@@ -54,6 +55,11 @@ pub enum WaitError {
 impl Session {
     pub(crate) fn new(hub: Hub, peer: Arc<Peer>) -> Self {
         Self { hub, peer }
+    }
+
+    /// The limits of the node it belongs to.
+    pub(crate) fn limits(&self) -> &Limits {
+        &self.hub.own().limits
     }
 
     pub(crate) fn owner(&self) -> &Arc<Peer> {

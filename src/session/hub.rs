@@ -19,7 +19,7 @@ use crate::id::NodeId;
 use crate::net::{Endpoint, Link};
 use crate::policy::PolicyHandle;
 use crate::proto::control::{BootId, Profile, Role};
-use crate::proto::limits;
+use crate::proto::limits::Limits;
 use crate::state::admission::scope;
 use crate::state::roster::{LinkNumber, Parked, Roster};
 
@@ -41,6 +41,8 @@ pub struct Own {
     pub profile: Profile,
     /// What the times of its attempts are drawn from.
     pub seed: u64,
+    /// The limits its operator may have changed.
+    pub limits: Limits,
 }
 
 /// All sessions of a node. Clones share them.
@@ -75,12 +77,12 @@ impl Hub {
     pub fn new(own: Own, endpoint: Endpoint, policy: PolicyHandle, acceptor: Arc<dyn Acceptor>) -> (Self, HubTasks) {
         let (owners, new_owners) = mpsc::unbounded_channel();
         let hub = Self(Arc::new(Inner {
-            roster: Mutex::new(Roster::new(own.id)),
+            roster: Mutex::new(Roster::new(own.id, own.limits.visitors)),
+            budget: Budget::new(own.limits.node_buffer_bytes),
             own,
             addresses: Mutex::default(),
             endpoint,
             policy,
-            budget: Budget::new(limits::NODE_BUFFER_BYTES),
             acceptor,
             parked: Mutex::default(),
             peers: Mutex::default(),
@@ -233,7 +235,7 @@ impl Hub {
     fn has_room_for(&self, link: &Link) -> Result<(), GreetError> {
         let peers = self.peers();
         let attached: Vec<_> = peers.iter().filter_map(|peer| peer.attached()).collect();
-        if attached.len() >= limits::SESSIONS {
+        if attached.len() >= self.own().limits.sessions {
             return Err(GreetError::RefusedHere("too many sessions".into()));
         }
         let from = link.remote().ip();
@@ -241,7 +243,7 @@ impl Hub {
             return Ok(());
         }
         let same = attached.iter().filter(|attached| scope(attached.link().remote().ip()) == scope(from)).count();
-        if same >= limits::SESSIONS_PER_ADDRESS {
+        if same >= self.own().limits.sessions_per_address {
             return Err(GreetError::RefusedHere("too many sessions from this address".into()));
         }
         Ok(())
@@ -252,7 +254,7 @@ impl Hub {
         self.peers().iter().filter_map(|peer| peer.attached()).collect()
     }
 
-    /// Ends everything in good order: each peer is told, calls in flight are finished within `limits::DRAIN`. Waits for it.
+    /// Ends everything in good order: each peer is told, calls in flight are finished within the time the limits grant. Waits for it.
     pub async fn drain(&self) {
         let drained: Vec<_> = self.peers().into_iter().map(|peer| peer.drain()).collect();
         futures_util::future::join_all(drained).await;
@@ -287,7 +289,7 @@ impl Hub {
 impl HubTasks {
     /// Takes in links and runs the owners of peers until the hub is stopped. Owns all of them: dropping this drops them.
     pub async fn run(mut self) {
-        let (to_links, mut links) = mpsc::channel(limits::PENDING_HANDSHAKES);
+        let (to_links, mut links) = mpsc::channel(self.hub.own().limits.pending_handshakes);
         let endpoint = self.hub.endpoint().clone();
         let mut stop = self.hub.0.stop.subscribe();
         let (mut tasks, mut greetings) = (JoinSet::new(), JoinSet::new());

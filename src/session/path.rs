@@ -28,6 +28,17 @@ const REST: Duration = Duration::from_secs(10);
 /// A goodbye gets this long to arrive before the link is closed; the code it is closed with says nearly the same.
 const GOODBYE: Duration = Duration::from_millis(500);
 
+/// What comes in on the path.
+pub(super) enum Input {
+    Message(Result<Control, ControlError>),
+    /// The peer opened session stream 0.
+    Notices(Notices),
+    Notice(Option<Notice>),
+    Closed(LostReason),
+    /// Something was sent after a time of quiet: liveness looks again.
+    Stirs,
+}
+
 /// Something happened on the path.
 pub(super) enum PathEvent {
     /// The link has ended.
@@ -65,8 +76,6 @@ pub(super) struct Path {
     notices: Option<Notices>,
     incoming_notices: mpsc::Receiver<Notices>,
     liveness: Liveness,
-    /// Acknowledgements received, and bytes sent, when liveness was last judged.
-    judged: (u64, u64),
     pings: VecDeque<Ping>,
     rest_at: Instant,
     /// Whether we, and whether the peer, said that all answers are in.
@@ -85,7 +94,7 @@ impl Path {
     pub async fn start(hub: &Hub, greeted: Greeted) -> Result<Self, PathError> {
         let Greeted { agreement, send, recv } = greeted;
         let profiles = (hub.own().profile, agreement.hello.profile);
-        let attached = Attached::new(agreement, hub.policy().clone(), hub.budget().clone());
+        let attached = Attached::new(agreement, &hub.own().limits, hub.policy().clone(), hub.budget().clone());
         let notices = if attached.link().dialled() {
             let mut notices = Notices::opened(attached.open().await?);
             notices.start().await?;
@@ -98,7 +107,6 @@ impl Path {
         let now = Instant::now();
         Ok(Self {
             liveness: Liveness::new(profiles.0, profiles.1, now.into_std()),
-            judged: (0, 0),
             attached,
             send,
             recv,
@@ -116,26 +124,36 @@ impl Path {
         Instant::from_std(self.liveness.wake()).min(self.rest_at)
     }
 
-    /// The next thing that happens. Cancel-safe.
-    pub async fn event(&mut self) -> PathEvent {
+    /// The next thing that comes in: reads only, and is cancel-safe. [`Path::handle`] does what follows.
+    pub async fn input(&mut self) -> Input {
         let attached = self.attached.clone();
-        let link = attached.link();
         tokio::select! {
             biased;
-            message = self.recv.next() => match message {
-                Ok(message) => self.message(message).await,
-                Err(ControlError::Path(PathError::Lost(reason))) => PathEvent::Lost(reason),
-                // A peer that closes ends its control stream too; the code it closed with says more.
-                Err(ControlError::Ended | ControlError::Path(_)) => PathEvent::Lost(link.closed().await),
-                Err(error) => PathEvent::Broken(error),
+            message = self.recv.next() => Input::Message(message),
+            Some(notices) = self.incoming_notices.recv() => Input::Notices(notices),
+            notice = next_notice(&mut self.notices) => Input::Notice(notice),
+            reason = attached.link().closed() => Input::Closed(reason),
+            () = attached.stirs() => Input::Stirs,
+        }
+    }
+
+    /// Deals with what came in. Writes to the control stream, so it must not be dropped half-way.
+    pub async fn handle(&mut self, input: Input) -> PathEvent {
+        match input {
+            Input::Message(Ok(message)) => self.message(message).await,
+            Input::Message(Err(ControlError::Path(PathError::Lost(reason)))) | Input::Closed(reason) => PathEvent::Lost(reason),
+            // A peer that closes ends its control stream too; the code it closed with says more.
+            Input::Message(Err(ControlError::Ended | ControlError::Path(_))) => match self.attached.link().lost() {
+                Some(reason) => PathEvent::Lost(reason),
+                None => PathEvent::Broken(ControlError::Ended),
             },
-            Some(notices) = self.incoming_notices.recv() => {
+            Input::Message(Err(error)) => PathEvent::Broken(error),
+            Input::Notices(notices) => {
                 self.notices.get_or_insert(notices);
                 PathEvent::Nothing
             }
-            notice = next_notice(&mut self.notices) => self.notice(notice),
-            reason = link.closed() => PathEvent::Lost(reason),
-            () = attached.stirs() => self.tick().await.unwrap_or(PathEvent::Nothing),
+            Input::Notice(notice) => self.notice(notice),
+            Input::Stirs => self.tick().await.unwrap_or(PathEvent::Nothing),
         }
     }
 
@@ -207,13 +225,7 @@ impl Path {
             self.rest_at = now + REST;
             self.attached.rest();
         }
-        let (acks, pulse) = (self.attached.link().acks_received(), self.attached.pulse());
-        let (acks_before, sent_before) = std::mem::replace(&mut self.judged, (acks, pulse.sent_so_far()));
-        if acks > acks_before {
-            // What was sent since may not have been acknowledged; what was sent before that has been, or is sent again.
-            pulse.acked_up_to(sent_before);
-        }
-        let step = self.liveness.tick(now.into_std(), pulse);
+        let step = self.liveness.tick(now.into_std(), self.attached.pulse());
         if step.dead.is_some() {
             return Some(PathEvent::NoAnswer);
         }

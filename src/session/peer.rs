@@ -17,7 +17,7 @@ use super::attached::Attached;
 use super::event::{DisconnectReason, Event, PathKind};
 use super::greet::{GreetError, Greeted};
 use super::hub::Hub;
-use super::path::{Path, PathEvent};
+use super::path::{self, Path, PathEvent};
 use crate::id::NodeId;
 use crate::net::{DialError, Link};
 use crate::policy::Action;
@@ -229,7 +229,7 @@ impl Owner {
             visitor,
             state: watch::Sender::new(State::default()),
             commands,
-            calls: Arc::new(Semaphore::new(limits::CALLS_IN_FLIGHT)),
+            calls: Arc::new(Semaphore::new(hub.own().limits.calls_in_flight)),
             ending: false.into(),
             call_ended: tokio::sync::Notify::new(),
             known: Mutex::default(),
@@ -265,7 +265,7 @@ impl Owner {
                     None => break,
                 },
                 Some(attempt) = self.attempts.join_next() => self.attempted(attempt).await,
-                event = path_event(&mut self.path) => self.path_event(event).await,
+                input = path_input(&mut self.path) => self.path_input(input).await,
                 _ = policy.changed() => self.policy_changed().await,
                 () = self.peer.call_ended.notified() => self.call_ended().await,
                 () = sleep_until(wake) => self.tick().await,
@@ -463,6 +463,13 @@ impl Owner {
         self.lost(reason, code);
     }
 
+    async fn path_input(&mut self, input: path::Input) {
+        if let Some(path) = &mut self.path {
+            let event = path.handle(input).await;
+            self.path_event(event).await;
+        }
+    }
+
     async fn path_event(&mut self, event: PathEvent) {
         match event {
             PathEvent::Lost(reason) => self.lost(reason.into(), CloseCode::Protocol),
@@ -512,7 +519,7 @@ impl Owner {
     }
 
     async fn drain(&mut self, done: oneshot::Sender<()>) {
-        self.draining = Some((Instant::now() + limits::DRAIN, done));
+        self.draining = Some((Instant::now() + self.hub.own().limits.drain, done));
         self.peer.ending.store(true, std::sync::atomic::Ordering::Relaxed);
         self.attempts.abort_all();
         if let Some(path) = &mut self.path {
@@ -523,7 +530,7 @@ impl Owner {
 
     /// A call of ours ended while one of the two nodes goes down.
     async fn call_ended(&mut self) {
-        let calling = limits::CALLS_IN_FLIGHT - self.peer.calls.available_permits();
+        let calling = self.hub.own().limits.calls_in_flight - self.peer.calls.available_permits();
         if let Some(path) = &mut self.path
             && path.attached.is_draining()
             && calling == 0
@@ -542,9 +549,9 @@ impl Owner {
     }
 }
 
-async fn path_event(path: &mut Option<Path>) -> PathEvent {
+async fn path_input(path: &mut Option<Path>) -> path::Input {
     match path {
-        Some(path) => path.event().await,
+        Some(path) => path.input().await,
         None => std::future::pending().await,
     }
 }

@@ -105,10 +105,11 @@ impl StreamRecv {
         Ok(Some(bytes))
     }
 
-    /// Puts back the rest of what the last read gave: the next one gives it again.
-    pub(super) fn unread(&mut self, rest: Bytes) {
-        self.offset -= rest.len() as u64;
-        self.first = (!rest.is_empty()).then_some(rest);
+    /// What came together with the head, if it was not read yet. Saves a future where a call begins.
+    pub fn take_first(&mut self) -> Option<Bytes> {
+        let first = self.first.take();
+        self.offset += first.as_ref().map_or(0, |first| first.len() as u64);
+        first
     }
 
     /// Bytes handed out so far.

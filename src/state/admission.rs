@@ -5,7 +5,8 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use crate::proto::limits;
+use super::prefix::Prefix;
+use crate::proto::limits::Limits;
 
 /// What to do with a newcomer's first packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,9 +28,12 @@ const PRUNE: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub struct Gate {
     pending: usize,
+    pending_max: usize,
+    retry_above: usize,
     refused: u64,
     per_second: f64,
     burst: f64,
+    exempt: Vec<Prefix>,
     buckets: HashMap<IpAddr, Bucket>,
     /// Shared by all addresses there was no room to remember.
     others: Option<Bucket>,
@@ -44,18 +48,21 @@ struct Bucket {
 
 impl Default for Gate {
     fn default() -> Self {
-        Self::new(limits::HANDSHAKES_PER_SECOND, limits::HANDSHAKE_BURST)
+        Self::new(&Limits::default(), Prefix::LOOPBACK.to_vec())
     }
 }
 
 impl Gate {
-    /// A gate that lets each address begin so many handshakes a second, and so many at once.
-    pub fn new(per_second: u32, burst: u32) -> Self {
+    /// A gate with these limits. Addresses in the exempt ranges have no rate.
+    pub fn new(limits: &Limits, exempt: Vec<Prefix>) -> Self {
         Self {
             pending: 0,
+            pending_max: limits.pending_handshakes,
+            retry_above: limits.retry_above,
             refused: 0,
-            per_second: per_second.into(),
-            burst: burst.into(),
+            per_second: limits.handshakes_per_second.into(),
+            burst: limits.handshake_burst.into(),
+            exempt,
             buckets: HashMap::new(),
             others: None,
             pruned: None,
@@ -65,14 +72,15 @@ impl Gate {
     /// Decides on a newcomer. `proved`: it has shown that it receives at its address. After `Accept`, [`Gate::ended`] is due
     /// once, however the handshake ends.
     pub fn ask(&mut self, address: IpAddr, proved: bool, now: Instant) -> Admission {
-        if self.pending >= limits::PENDING_HANDSHAKES {
+        if self.pending >= self.pending_max {
             self.refused += 1;
             return Admission::Ignore;
         }
-        if self.pending >= limits::RETRY_ABOVE && !proved {
+        if self.pending >= self.retry_above && !proved {
             return Admission::Retry;
         }
-        if !address.to_canonical().is_loopback() && !self.take(scope(address), now) {
+        let rated = !self.exempt.iter().any(|prefix| prefix.contains(address));
+        if rated && !self.take(scope(address), now) {
             self.refused += 1;
             return Admission::Ignore;
         }
@@ -131,6 +139,7 @@ mod tests {
     use std::net::{Ipv4Addr, Ipv6Addr};
 
     use super::*;
+    use crate::proto::limits;
 
     fn v4(last: u8) -> IpAddr {
         Ipv4Addr::new(192, 0, 2, last).into()

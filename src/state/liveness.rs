@@ -133,6 +133,8 @@ pub struct Liveness {
     sent: u64,
     /// A pong came for a ping that was sent after so much.
     proven: u64,
+    ticked: Instant,
+    /// The last answer came then or later.
     last_answer: Instant,
     /// Something is outstanding, and nothing answered since then.
     waiting_since: Option<Instant>,
@@ -171,6 +173,7 @@ impl Liveness {
             acked: 0,
             sent: 0,
             proven: 0,
+            ticked: now,
             last_answer: now,
             waiting_since: None,
             ping: None,
@@ -221,6 +224,7 @@ impl Liveness {
             self.proven = ping.after;
             self.sample(now.saturating_duration_since(ping.at));
         }
+        self.last_answer = now;
         self.answered(now);
     }
 
@@ -237,10 +241,13 @@ impl Liveness {
 
     /// Takes in what the counters say. True while there is traffic.
     fn look(&mut self, now: Instant, seen: Seen) -> bool {
+        let before = std::mem::replace(&mut self.ticked, now);
         let answered = seen.acked != std::mem::replace(&mut self.acked, seen.acked);
         let outstanding = seen.sent != seen.settled && seen.sent != self.proven;
         self.sent = seen.sent;
         if answered {
+            // When it came is not known. For the next ping the earliest time counts, for a verdict the latest.
+            self.last_answer = self.last_answer.max(before);
             self.answered(now);
         } else if self.planned.is_some_and(|planned| now > planned + SLEPT) {
             // Answers may lie unread in the socket: ask again before judging.
@@ -253,7 +260,6 @@ impl Liveness {
     }
 
     fn answered(&mut self, now: Instant) {
-        self.last_answer = now;
         self.waiting_since = self.waiting_since.map(|_| now);
         self.ping_deadline = None;
     }

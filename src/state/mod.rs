@@ -9,4 +9,5 @@ pub mod admission;
 pub mod backoff;
 pub mod ids;
 pub mod liveness;
+pub mod prefix;
 pub mod roster;

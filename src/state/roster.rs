@@ -10,7 +10,6 @@ use std::collections::HashMap;
 
 use crate::id::NodeId;
 use crate::proto::control::{BootId, Role};
-use crate::proto::limits;
 
 /// A link, as far as the roster knows it.
 pub type LinkNumber = usize;
@@ -69,14 +68,15 @@ struct Entry {
 #[derive(Debug)]
 pub struct Roster {
     own: NodeId,
+    visitors_max: usize,
     nodes: HashMap<NodeId, Entry>,
     visitors: HashMap<NodeId, Vec<(BootId, LinkNumber)>>,
 }
 
 impl Roster {
-    /// The roster of the node with this id.
-    pub fn new(own: NodeId) -> Self {
-        Self { own, nodes: HashMap::new(), visitors: HashMap::new() }
+    /// The roster of the node with this id, which takes so many visitors of one identity.
+    pub fn new(own: NodeId, visitors_max: usize) -> Self {
+        Self { own, visitors_max, nodes: HashMap::new(), visitors: HashMap::new() }
     }
 
     /// We dialled this link and are about to say hello on it: the attach number to propose. `None` if the peer has a link or
@@ -180,7 +180,7 @@ impl Roster {
             let replaces = Some(std::mem::replace(&mut known.1, link));
             return Verdict::Accept { attach, replaces };
         }
-        if visitors.len() >= limits::VISITORS {
+        if visitors.len() >= self.visitors_max {
             return Verdict::TooMany;
         }
         visitors.push((boot, link));
@@ -211,6 +211,7 @@ impl Entry {
 mod tests {
     use super::*;
     use crate::id::SecretKey;
+    use crate::proto::limits;
 
     const BOOT: BootId = BootId([1; 16]);
     const REBOOT: BootId = BootId([2; 16]);
@@ -220,7 +221,8 @@ mod tests {
         let mut ids = [SecretKey::generate().id(), SecretKey::generate().id()];
         ids.sort();
         let [low, high] = ids;
-        if smaller { (Roster::new(low), high) } else { (Roster::new(high), low) }
+        let (own, peer) = if smaller { (low, high) } else { (high, low) };
+        (Roster::new(own, limits::VISITORS), peer)
     }
 
     fn accepted(attach: u64, replaces: Option<LinkNumber>) -> Verdict {

@@ -175,6 +175,26 @@ async fn a_connection_follows_the_dialler_to_another_address() {
     assert_eq!(pair.server.remote_address().ip(), IpAddr::from([172, 16, 0, 1]));
 }
 
+#[tokio::test(start_paused = true)]
+async fn quinn_repeats_old_acknowledgements_so_counting_them_does_not_prove_a_path() {
+    let network = SimNetwork::new(16);
+    let pair = Pair::connect(&network).await;
+    let server = pair.server.clone();
+    let talk = tokio::spawn(async move {
+        let (mut out, _back) = server.open_bi().await.unwrap();
+        while out.write_all(&[1; 100]).await.is_ok() {
+            sleep(Duration::from_millis(50)).await;
+        }
+    });
+    sleep(Duration::from_secs(2)).await;
+    network.partition_one_way(A, B);
+    sleep(Duration::from_secs(1)).await;
+    let before = pair.client.stats().frame_rx.acks;
+    sleep(Duration::from_secs(2)).await;
+    assert!(pair.client.stats().frame_rx.acks > before + 10, "they ride on what the server sends, until its window is full");
+    talk.abort();
+}
+
 #[test]
 fn an_hour_of_keep_alives_passes_in_a_moment() {
     let started = std::time::Instant::now();

@@ -92,6 +92,29 @@ fn what_a_pong_came_after_waits_for_the_application_and_not_for_the_path() {
 }
 
 #[test]
+fn regression_an_acknowledgement_that_comes_while_the_timer_sleeps_does_not_put_off_the_next_ping() {
+    let mut judge = Judge::new(Profile::Active, Profile::Active);
+    judge.tick(Duration::ZERO);
+    assert!(judge.pulse.sent(1));
+    let mut step = judge.tick(Duration::ZERO);
+    while step.ping.is_none() {
+        step = judge.tick(judge.wake(step));
+    }
+    judge.liveness.pong(0, judge.start + S + 100 * MS);
+    while judge.wake(step) < 2 * S {
+        step = judge.tick(judge.wake(step));
+    }
+    assert!(judge.wake(step) > 6 * S, "it sleeps");
+    judge.pulse.acked(1);
+    let mut at = 2 * S;
+    while step.ping.is_none() {
+        at = judge.wake(step);
+        step = judge.tick(at);
+    }
+    assert!(at <= S + 100 * MS + 5 * S + TICK, "{at:?}");
+}
+
+#[test]
 fn an_idle_path_that_answers_is_pinged_each_interval_and_sleeps_between() {
     let mut judge = Judge::new(Profile::Active, Profile::Active);
     let (mut at, mut ticks, mut pings) = (Duration::ZERO, 0, 0);

@@ -5,8 +5,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use super::duration;
-use crate::proto::limits;
+use crate::proto::{duration, limits};
 
 /// The bounds an operator may change. The default of each is the constant of [`crate::proto::limits`] that it names.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -80,7 +79,7 @@ const MIB: usize = 1 << 20;
 
 impl Limits {
     /// The first bound that is out of its range, and what the range is.
-    pub(super) fn out_of_range(&self) -> Option<(&'static str, String)> {
+    pub fn out_of_range(&self) -> Option<(&'static str, String)> {
         let deadlines = within("call_deadline_max", self.call_deadline_max, SECOND, 24 * HOUR)
             .or_else(|| within("call_deadline", self.call_deadline, Duration::from_millis(1), self.call_deadline_max));
         within("sessions", self.sessions, 1, 100_000)

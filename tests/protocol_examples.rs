@@ -1,0 +1,185 @@
+//! The examples of the protocol's page are what the code writes: the bytes are read out of `src/guide/protocol.md` and compared
+//! with the encoding of the values beside them.
+
+use std::net::SocketAddr;
+
+use voltmesh::proto::body::{self, ContentType};
+use voltmesh::proto::call::{Header, Shape, Tag};
+use voltmesh::proto::codec::{decode, encode};
+use voltmesh::proto::control::{Attach, BootId, Control, Goodbye, Hello, LiveStream, Profile, Role, SendState, SessionId};
+use voltmesh::proto::frame::{put_frame, put_message};
+use voltmesh::proto::limits;
+use voltmesh::proto::status::{Code, Status};
+use voltmesh::proto::stream::{Head, Purpose};
+
+const PAGE: &str = include_str!("../src/guide/protocol.md");
+
+/// The first block of bytes below this heading.
+fn example(heading: &str) -> Vec<u8> {
+    bytes_of(block(heading))
+}
+
+fn block(heading: &str) -> &'static str {
+    let (_, section) = PAGE.split_once(heading).unwrap_or_else(|| panic!("the page has no {heading:?}"));
+    let blocks = section.split("```text\n").skip(1).filter_map(|rest| rest.split("```").next());
+    blocks.into_iter().find(|block| !bytes_of(block).is_empty()).unwrap_or_else(|| panic!("no example below {heading:?}"))
+}
+
+/// The pairs of hexadecimal digits each line begins with; what follows them is for people.
+fn bytes_of(block: &str) -> Vec<u8> {
+    block.lines().flat_map(line).collect()
+}
+
+fn line(line: &str) -> Vec<u8> {
+    let pair = |word: &str| (word.len() == 2).then(|| u8::from_str_radix(word, 16).ok()).flatten();
+    line.split_whitespace().map_while(pair).collect()
+}
+
+fn addresses() -> [SocketAddr; 2] {
+    ["192.0.2.1:8658".parse().unwrap(), "[::1]:250".parse().unwrap()]
+}
+
+#[test]
+fn the_hello_on_the_page_is_the_one_written() {
+    let hello = Hello {
+        versions: (1, 2),
+        boot: BootId([0xb0; 16]),
+        role: Role::Visitor,
+        session: Some(SessionId([0x5e; 16])),
+        attach: 300,
+        name: "ä".into(),
+        profile: Profile::Battery,
+        addresses: addresses().to_vec(),
+        observed: addresses()[0],
+        extensions: vec![(7, vec![8, 9])],
+    };
+    let page = example("### 0: Hello");
+    assert_eq!(page, encode(&Control::Hello(hello.clone())));
+    assert_eq!(decode::<Control>(&page), Ok(Control::Hello(hello)));
+}
+
+#[test]
+fn the_attach_on_the_page_is_the_one_written() {
+    let live = |stream, received, send, stop| LiveStream { stream, received, send, stop };
+    let attach = Control::Attach(Attach {
+        session: SessionId([0x5e; 16]),
+        attach: 3,
+        next_id: 302,
+        live: vec![
+            live(0, 1 << 32, SendState::Open, None),
+            live(4, 0, SendState::Fin(250), Some(1)),
+            live(300, 1, SendState::Reset(4), None),
+        ],
+    });
+    assert_eq!(example("### 1: Attach"), encode(&attach));
+}
+
+#[test]
+fn the_small_messages_on_the_page_are_the_ones_written() {
+    let mut written = encode(&Control::Ping { seq: 251 });
+    written.extend(encode(&Control::Goodbye(Goodbye::Down)));
+    assert_eq!(example("### 2 to 5: the rest"), written);
+}
+
+#[test]
+fn the_header_on_the_page_is_the_one_written() {
+    let header = Header {
+        method: "a/b",
+        shape: Shape::Bidi,
+        content: ContentType::Json,
+        deadline_us: Some(65_536),
+        idempotency_key: Some(&[7]),
+        traceparent: Some("00-"),
+        metadata: vec![("k", &[1, 2]), ("k", &[])],
+    };
+    assert_eq!(example("### The header"), encode(&header));
+}
+
+#[test]
+fn the_status_on_the_page_is_the_one_written() {
+    let status = Status { code: Code::NotFound, message: "no".into(), details: vec![9] };
+    let hex: Vec<String> = encode(&status).iter().map(|byte| format!("{byte:02x}")).collect();
+    assert!(PAGE.contains(&format!("`{}`", hex.join(" "))), "{}", hex.join(" "));
+}
+
+#[test]
+fn the_unary_call_on_the_page_is_the_one_written() {
+    let item = |tag: Tag, rest: &[u8]| {
+        let mut item = Vec::new();
+        put_frame(&mut item, &[&[tag as u8], rest].concat());
+        item
+    };
+    let bincode = |text: &str| body::encode(ContentType::Bincode, text).unwrap();
+
+    let mut call = Vec::new();
+    Head { stream: 2, attach: 1, offset: 0 }.put(&mut call);
+    call.push(Purpose::Call as u8);
+    let header = Header {
+        method: "greeter/hello",
+        shape: Shape::Unary,
+        content: ContentType::Bincode,
+        deadline_us: None,
+        idempotency_key: None,
+        traceparent: None,
+        metadata: Vec::new(),
+    };
+    put_message(&mut call, &header);
+    call.extend(item(Tag::Message, &bincode("world")));
+    let answer = [item(Tag::Message, &bincode("hello world")), item(Tag::Status, &[])].concat();
+
+    assert_eq!(example("A unary call, in full"), [call, answer].concat());
+}
+
+#[test]
+fn the_bounds_on_the_page_are_those_in_force() {
+    let (_, bounds) = PAGE.split_once("## Bounds").unwrap();
+    let row = |name: &str| {
+        let line = bounds.lines().find(|line| line.starts_with(&format!("| {name} |"))).unwrap_or_else(|| panic!("no {name:?}"));
+        let value = line.split('|').nth(2).unwrap().trim().replace(',', "");
+        let unit = value.split_whitespace().nth(1).unwrap_or_default().trim_end_matches(';').to_owned();
+        let factor = match unit.as_str() {
+            "KiB" => 1 << 10,
+            "MiB" => 1 << 20,
+            _ => 1,
+        };
+        let number = value.split(|c: char| !c.is_ascii_digit()).next().unwrap();
+        number.parse::<usize>().unwrap_or_else(|_| panic!("{line}")) * factor
+    };
+    let counts = [
+        ("certificate", limits::CERTIFICATE_BYTES),
+        ("control message", limits::CONTROL_MESSAGE_BYTES),
+        ("call header", limits::CALL_HEADER_BYTES),
+        ("status", limits::STATUS_BYTES),
+        ("body", limits::BODY_BYTES),
+        ("names", limits::NAME_BYTES),
+        ("metadata", limits::METADATA_ENTRIES),
+        ("idempotency key", limits::IDEMPOTENCY_KEY_BYTES),
+        ("addresses in a hello", limits::ADDRESSES),
+        ("live streams in an attach", limits::LIVE_STREAMS),
+        ("depth of a bincode body", limits::BODY_DEPTH),
+        ("streams of a permitted peer", limits::STREAMS as usize),
+        ("streams of a stranger", limits::STRANGER_STREAMS as usize),
+        ("calls in flight, each way", limits::CALLS_IN_FLIGHT),
+        ("visitors of one identity", limits::VISITORS),
+    ];
+    let times = [
+        ("the handshake", limits::HANDSHAKE),
+        ("a hello, after the handshake", limits::HELLO),
+        ("its answer", limits::HANDSHAKE),
+        ("an attach, after the hellos", limits::HELLO),
+        ("an answer of the path, while something is outstanding", limits::ANSWER_BOUND),
+        ("the end of calls in flight when a node goes down", limits::DRAIN),
+        ("the answer to a unary call that names no deadline", limits::CALL_DEADLINE),
+    ];
+    let times = times.map(|(name, time)| (name, time.as_secs() as usize));
+    for (name, constant) in counts.into_iter().chain(times) {
+        assert_eq!(row(name), constant, "{name}");
+    }
+}
+
+#[test]
+fn what_is_for_people_is_not_taken_for_bytes() {
+    assert_eq!(line("02 fb fb 00       ping 251"), [2, 0xfb, 0xfb, 0]);
+    assert_eq!(line("   01 6b 00               k = nothing"), [1, 0x6b, 0]);
+    assert!(line("purpose: 1 | frame: header").is_empty());
+}
