@@ -71,7 +71,7 @@ impl Serve {
         let ended = loop {
             tokio::select! {
                 line = told.parse::<ServeLine>() => match line {
-                    Ok(Some(ServeLine::Serving { method, .. })) => context.say(&format!("Serving {method}.")),
+                    Ok(Some(ServeLine::Serving { method, .. })) => Context::note(&format!("Serving {method}.")),
                     Ok(Some(ServeLine::Call(call))) => {
                         let (cancel, cancelled) = oneshot::channel();
                         cancels.insert(call.id, cancel);
