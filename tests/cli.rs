@@ -514,6 +514,63 @@ fn a_method_is_gone_with_its_serve_and_others_of_the_service_stay() {
 }
 
 #[test]
+fn a_serve_that_is_told_to_end_finishes_its_calls_and_one_that_is_killed_fails_them() {
+    let (a, _up_a, b, up_b) = connected();
+    let (began, go) = (b.pipe("began"), b.pipe("go"));
+    let program = format!("echo yes > {began}; cat {go}");
+    let serving = b.serve("x/y", &program, &[]);
+    let calling = a.start(&["call", "bob", "x/y"]);
+    assert_eq!(read_to_end(&began), "yes\n");
+    serving.signal(Signal::TERM);
+    up_b.line(|line| line.contains("\"online\":false"));
+    fs::write(&go, "1").unwrap();
+    assert_eq!(calling.line(|_| true), "1");
+    assert_eq!(serving.ended().code(), Some(0));
+
+    let serving = b.serve("x/y", &program, &[]);
+    let calling = a.start(&["call", "bob", "x/y", "--json"]);
+    assert_eq!(read_to_end(&began), "yes\n");
+    serving.signal(Signal::KILL);
+    calling.line(|line| line.contains("\"unavailable\""));
+    assert_eq!(calling.ended().code(), Some(3));
+    fs::write(&go, "1").unwrap();
+}
+
+/// A request to the local API by hand: the status code and the body.
+fn ask(home: &Home, request: &str) -> (u16, Value) {
+    let mut socket = std::os::unix::net::UnixStream::connect(home.path("home/volt.sock")).unwrap();
+    socket.write_all(request.replace('\n', "\r\n").as_bytes()).unwrap();
+    let mut answer = String::new();
+    socket.read_to_string(&mut answer).unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    (head.split(' ').nth(1).unwrap().parse().unwrap(), serde_json::from_str(body).unwrap_or_else(|_| panic!("{answer}")))
+}
+
+#[test]
+fn whatever_the_local_api_is_asked_it_answers_in_json() {
+    let home = Home::new();
+    let _node = home.up_here();
+    let get = |path: &str| ask(&home, &format!("GET {path} HTTP/1.1\nhost: x\nconnection: close\n\n"));
+    let post = |path: &str, body: &str| {
+        let length = body.len();
+        ask(&home, &format!("POST {path} HTTP/1.1\nhost: x\nconnection: close\ncontent-length: {length}\n\n{body}"))
+    };
+    assert_eq!(get("/v1/status").1["id"], json!(home.id()));
+    assert_eq!(get("/v1/sessions"), (200, json!([])));
+    assert_eq!(get("/v1/services"), (200, json!([])));
+    let code = |(status, body): (u16, Value)| (status, body["error"]["cause"].as_str().unwrap().to_owned());
+    let usage = |status: u16| (status, "usage".to_owned());
+    assert_eq!(code(get("/v1/nothing")), usage(404));
+    assert_eq!(code(post("/v1/status", "")), usage(400));
+    assert_eq!(code(get("/v1/services?timeout_ms=x")), usage(400));
+    assert_eq!(code(post("/v1/connect", "{")), usage(400));
+    assert_eq!(code(post("/v1/connect", &format!("\"{}\"", "x".repeat(70_000)))), usage(400));
+    assert_eq!(code(post("/v1/ping", r#"{"peer": "nobody"}"#)), usage(404));
+    assert_eq!(code(post("/v1/serve/calls/7", "")), usage(404));
+    assert_eq!(code(post("/v1/serve/calls/x", "")), usage(400));
+}
+
+#[test]
 fn what_is_mistyped_is_told_before_anything_happens() {
     let home = Home::new();
     let ticket = home.ticket();
