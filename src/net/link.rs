@@ -119,6 +119,11 @@ impl Link {
         self.connection.rtt()
     }
 
+    /// How often the peer said that it has more for us than the window lets in (DATA_BLOCKED, RFC 9000 section 19.12).
+    pub fn times_stopped(&self) -> u64 {
+        self.connection.stats().frame_rx.data_blocked
+    }
+
     /// Opens a stream; waits while the peer grants no more. Cancel-safe.
     pub async fn open(&self) -> Result<(PathSend, PathRecv), PathError> {
         let (send, recv) = self.connection.open_bi().await.map_err(lost)?;

@@ -112,6 +112,7 @@ impl<'a> Call<'a> {
     }
 
     async fn unary_charged(self, body: Vec<u8>) -> Result<(Bytes, Charge), CallError> {
+        check_size(&body)?;
         let sent = AtomicBool::new(false);
         let bounds = self.session.limits();
         let deadline = Instant::now() + self.timeout.unwrap_or(bounds.call_deadline).min(bounds.call_deadline_max);
@@ -136,6 +137,7 @@ impl<'a> Call<'a> {
         Res: DeserializeOwned,
     {
         let body = encode(self.content, request)?;
+        check_size(&body)?;
         let (content, deadline) = (self.content, self.deadline());
         let (Opened { guard, .. }, recv) = self.start(Shape::ServerStream, Some(body), deadline).await?;
         Ok(CallReceiver::new(recv, content, deadline, guard))
@@ -327,8 +329,7 @@ impl<T: Serialize> CallSender<T> {
     /// [`CallError::Request`] if the message cannot be sent: the call goes on without it. Else [`CallError::OutcomeUnknown`]:
     /// the callee reads no more, and the receiver may know why.
     pub async fn send(&mut self, message: &T) -> Result<(), CallError> {
-        let body = encode(self.content, message)?;
-        self.send_raw(body).await
+        self.send_raw(encode(self.content, message)?).await
     }
 
     /// The same with the body as bytes.
@@ -438,9 +439,7 @@ async fn only_answer(items: &mut Items) -> Result<(Bytes, Charge), CallError> {
 }
 
 fn encode<T: Serialize + ?Sized>(content: ContentType, message: &T) -> Result<Vec<u8>, CallError> {
-    let body = body::encode(content, message).map_err(|error| CallError::Request(error.to_string()))?;
-    check_size(&body)?;
-    Ok(body)
+    body::encode(content, message).map_err(|error| CallError::Request(error.to_string()))
 }
 
 fn check_size(body: &[u8]) -> Result<(), CallError> {

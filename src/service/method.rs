@@ -288,15 +288,17 @@ impl<Req: DeserializeOwned> Request<Req> {
 async fn one_answer<Req, Res, Fut>(call: Incoming, handler: impl FnOnce(Context, Request<Req>) -> Fut)
 where
     Req: DeserializeOwned,
-    Res: Serialize + Send + 'static,
+    Res: Serialize,
     Fut: Future<Output = Result<Res, Status>> + Send + 'static,
 {
     let Incoming { cx, items, mut send, place, shared } = call;
     let content = cx.content_type();
     let attached = items.attached().clone();
     let request = Request { receiver: Receiver::new(items, content) };
-    let Some(ended) = run(&shared, &cx, place, || send.stopped(), handler(cx.clone(), request)).await else { return };
-    let answer = ended.and_then(|answer| encode_answer(content, &answer));
+    let handling = handler(cx.clone(), request);
+    // Writing the answer is the handler's work too: it may take long, and it may panic.
+    let handled = async move { handling.await.and_then(|answer| encode_answer(content, &answer)) };
+    let Some(answer) = run(&shared, &cx, place, || send.stopped(), handled).await else { return };
     let _charge = match &answer {
         Ok(body) => attached.reserve(Share::Replies, body.len()).await,
         Err(_) => None,

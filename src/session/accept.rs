@@ -2,6 +2,7 @@
 //! thread: a handler that has its answer ready needs no task of its own, and many answers leave in one packet.
 
 use std::future::poll_fn;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::Poll;
@@ -45,8 +46,12 @@ pub(super) async fn streams(attached: Arc<Attached>, acceptor: Arc<dyn Acceptor>
             permit = Some(leave);
             continue;
         };
+        // A panic ends this one stream: here it would take all the others with it.
+        let once = poll_fn(|cx| {
+            let polled = catch_unwind(AssertUnwindSafe(|| stream.as_mut().poll(cx).is_ready()));
+            Poll::Ready(super::hub::report_panic(polled).unwrap_or(true))
+        });
         // The budget of cooperative scheduling is meant for one task's work, not for that of a hundred streams.
-        let once = poll_fn(|cx| Poll::Ready(stream.as_mut().poll(cx).is_ready()));
         if tokio::task::unconstrained(once).await {
             permit = Some(leave);
         } else {

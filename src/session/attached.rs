@@ -250,6 +250,11 @@ impl Attached {
         self.window.received(bytes);
     }
 
+    /// Lets more in if a stream that nobody reads holds up the others.
+    pub(super) fn relieve(&self) {
+        self.window.relieve();
+    }
+
     /// Gives back what the window has grown by if nothing came since this was last asked.
     pub(super) fn rest(&self) {
         self.window.rest();

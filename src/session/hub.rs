@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 
 use super::accept::Acceptor;
 use super::attached::Attached;
@@ -19,7 +20,7 @@ use crate::id::NodeId;
 use crate::net::{Endpoint, Link};
 use crate::policy::PolicyHandle;
 use crate::proto::control::{BootId, Profile, Role};
-use crate::proto::limits::Limits;
+use crate::proto::limits::{self, Limits};
 use crate::state::admission::scope;
 use crate::state::roster::{LinkNumber, Parked, Roster};
 
@@ -257,7 +258,8 @@ impl Hub {
     /// Ends everything in good order: each peer is told, calls in flight are finished within the time the limits grant. Waits for it.
     pub async fn drain(&self) {
         let drained: Vec<_> = self.peers().into_iter().map(|peer| peer.drain()).collect();
-        futures_util::future::join_all(drained).await;
+        // Each has its own bound, which is shorter; whatever goes wrong, going down ends.
+        let _ = timeout(2 * self.own().limits.drain + limits::ANSWER_BOUND, futures_util::future::join_all(drained)).await;
         self.stop();
     }
 
@@ -275,7 +277,7 @@ impl Hub {
         self.0.refused.fetch_add(1, Relaxed);
     }
 
-    /// Waits until the tasks end.
+    /// Waits until the tasks are to end. Cancel-safe.
     pub async fn stopped(&self) {
         let _ = self.0.stop.subscribe().wait_for(|stop| *stop).await;
     }
@@ -314,6 +316,14 @@ pub(super) fn report(ended: Result<(), tokio::task::JoinError>) {
     {
         tracing::error!(%error, "a task of the node panicked; this is a bug");
     }
+}
+
+/// The same, of what was not a task of its own.
+pub(super) fn report_panic<T>(ended: std::thread::Result<T>) -> Option<T> {
+    if ended.is_err() {
+        tracing::error!("serving a stream panicked; this is a bug");
+    }
+    ended.ok()
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

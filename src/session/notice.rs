@@ -2,11 +2,13 @@
 //! the path. The side that dialled opens it; both sides send frames with one [`Notice`] each.
 
 use bincode::{Decode, Encode};
+use tokio::time::timeout;
 
 use super::stream::{StreamRecv, StreamSend};
 use crate::net::PathError;
 use crate::proto::codec::{self, Message};
 use crate::proto::frame::{Frames, put_message};
+use crate::proto::limits;
 use crate::proto::stream::Purpose;
 
 /// A message of session stream 0.
@@ -47,15 +49,15 @@ impl Notices {
     pub async fn start(&mut self) -> Result<(), PathError> {
         let mut buf = Vec::with_capacity(32);
         self.begin(&mut buf);
-        self.send.write(buf.into()).await
+        self.write(buf).await
     }
 
-    /// Sends a notice.
+    /// Sends a notice. A peer that takes none for [`limits::ANSWER_BOUND`] is as good as gone.
     pub async fn send(&mut self, notice: Notice) -> Result<(), PathError> {
         let mut buf = Vec::with_capacity(32);
         self.begin(&mut buf);
         put_message(&mut buf, &notice);
-        self.send.write(buf.into()).await
+        self.write(buf).await
     }
 
     /// The next notice; `None` when the stream is of no more use. Cancel-safe.
@@ -66,6 +68,10 @@ impl Notices {
             }
             self.frames.push(self.recv.read().await.ok()??);
         }
+    }
+
+    async fn write(&mut self, buf: Vec<u8>) -> Result<(), PathError> {
+        timeout(limits::ANSWER_BOUND, self.send.write(buf.into())).await.unwrap_or(Err(PathError::Closed))
     }
 
     fn begin(&mut self, buf: &mut Vec<u8>) {

@@ -17,7 +17,9 @@ use super::greet::Greeted;
 use super::hub::Hub;
 use super::notice::{Notice, Notices};
 use crate::net::{LostReason, PathError};
+use crate::proto::close::CloseCode;
 use crate::proto::control::{Control, Goodbye};
+use crate::proto::limits;
 use crate::state::liveness::Liveness;
 
 /// Pings under way at once.
@@ -84,19 +86,22 @@ pub(super) struct Path {
 }
 
 impl Drop for Path {
+    /// A path that was given up is closed already, with the code that fits; one whose owner vanished is closed here.
     fn drop(&mut self) {
         self.streams.abort();
+        self.attached.link().close(CloseCode::Goodbye);
     }
 }
 
 impl Path {
     /// Puts the session to work on a greeted link.
-    pub async fn start(hub: &Hub, greeted: Greeted) -> Result<Self, PathError> {
+    pub async fn start(hub: &Hub, greeted: Greeted) -> Result<Self, ControlError> {
         let Greeted { agreement, send, recv } = greeted;
         let profiles = (hub.own().profile, agreement.hello.profile);
         let attached = Attached::new(agreement, &hub.own().limits, hub.policy().clone(), hub.budget().clone());
         let notices = if attached.link().dialled() {
-            let mut notices = Notices::opened(attached.open().await?);
+            let opened = timeout(limits::ANSWER_BOUND, attached.open()).await;
+            let mut notices = Notices::opened(opened.map_err(|_| ControlError::TimedOut("take the session's stream"))??);
             notices.start().await?;
             Some(notices)
         } else {
@@ -143,10 +148,12 @@ impl Path {
             Input::Message(Ok(message)) => self.message(message).await,
             Input::Message(Err(ControlError::Path(PathError::Lost(reason)))) | Input::Closed(reason) => PathEvent::Lost(reason),
             // A peer that closes ends its control stream too; the code it closed with says more.
-            Input::Message(Err(ControlError::Ended | ControlError::Path(_))) => match self.attached.link().lost() {
-                Some(reason) => PathEvent::Lost(reason),
-                None => PathEvent::Broken(ControlError::Ended),
-            },
+            Input::Message(Err(error @ (ControlError::Ended | ControlError::Path(_)))) => {
+                match timeout(GOODBYE, self.attached.link().closed()).await {
+                    Ok(reason) => PathEvent::Lost(reason),
+                    Err(_) => PathEvent::Broken(error),
+                }
+            }
             Input::Message(Err(error)) => PathEvent::Broken(error),
             Input::Notices(notices) => {
                 self.notices.get_or_insert(notices);
@@ -225,6 +232,7 @@ impl Path {
             self.rest_at = now + REST;
             self.attached.rest();
         }
+        self.attached.relieve();
         let step = self.liveness.tick(now.into_std(), self.attached.pulse());
         if step.dead.is_some() {
             return Some(PathEvent::NoAnswer);

@@ -14,6 +14,7 @@ use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, sleep_until};
 
 use super::attached::Attached;
+use super::control::ControlError;
 use super::event::{DisconnectReason, Event, PathKind};
 use super::greet::{GreetError, Greeted};
 use super::hub::Hub;
@@ -455,6 +456,11 @@ impl Owner {
         self.hub.emit(Event::Disconnected { peer: self.peer.id, reason });
     }
 
+    fn broken(&mut self, error: &ControlError) {
+        tracing::warn!(peer = %self.peer.id.short(), %error, "the path is closed");
+        self.lost(DisconnectReason::Path(error.to_string()), CloseCode::Protocol);
+    }
+
     async fn goodbye(&mut self, goodbye: Goodbye, reason: DisconnectReason) {
         let code = if goodbye == Goodbye::Refused { CloseCode::Refused } else { CloseCode::Goodbye };
         if let Some(path) = &mut self.path {
@@ -473,10 +479,7 @@ impl Owner {
     async fn path_event(&mut self, event: PathEvent) {
         match event {
             PathEvent::Lost(reason) => self.lost(reason.into(), CloseCode::Protocol),
-            PathEvent::Broken(error) => {
-                tracing::warn!(peer = %self.peer.id.short(), %error, "the path is closed");
-                self.lost(DisconnectReason::Path(error.to_string()), CloseCode::Protocol);
-            }
+            PathEvent::Broken(error) => self.broken(&error),
             PathEvent::NoAnswer => self.lost(DisconnectReason::NoAnswer, CloseCode::Timeout),
             PathEvent::Goodbye(Goodbye::Disconnect) => self.lost(DisconnectReason::ByPeer, CloseCode::Goodbye),
             PathEvent::Goodbye(Goodbye::Down) => self.lost(DisconnectReason::PeerDown, CloseCode::Goodbye),

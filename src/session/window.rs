@@ -40,26 +40,51 @@ pub struct Window {
     size: AtomicU32,
     /// Bytes received since the size last changed.
     since: AtomicU64,
+    /// How often the peer had said that the window stops it, when it was last looked at.
+    stopped: AtomicU64,
 }
 
 impl Window {
     pub(super) fn new(link: Link, budget: Arc<Budget>) -> Self {
-        Self { link, budget, size: AtomicU32::new(limits::WINDOW_IDLE_BYTES), since: AtomicU64::new(0) }
+        Self {
+            link,
+            budget,
+            size: AtomicU32::new(limits::WINDOW_IDLE_BYTES),
+            since: AtomicU64::new(0),
+            stopped: AtomicU64::new(0),
+        }
     }
 
     /// Counts bytes handed to a reader.
     pub(super) fn received(&self, bytes: usize) {
         let since = self.since.fetch_add(bytes as u64, Relaxed) + bytes as u64;
         let size = self.size.load(Relaxed);
-        if since < size.into() || size >= limits::WINDOW_MAX_BYTES || !self.budget.take(size) {
+        if since >= size.into() {
+            self.grow(size, 2 * size);
+        }
+    }
+
+    /// Grows if the peer is stopped by the window although nothing is read: then what fills it is a stream nobody reads, which
+    /// must not hold up the others. One such stream fills no more than its own window.
+    pub(super) fn relieve(&self) {
+        let stopped = self.link.times_stopped();
+        if self.stopped.swap(stopped, Relaxed) != stopped {
+            let size = self.size.load(Relaxed);
+            self.grow(size, (2 * size).max(size + limits::STREAM_WINDOW_BYTES));
+        }
+    }
+
+    fn grow(&self, from: u32, to: u32) {
+        let to = to.min(limits::WINDOW_MAX_BYTES);
+        let more = to - from;
+        if more == 0 || !self.budget.take(more) {
             return;
         }
-        if self.size.compare_exchange(size, 2 * size, Relaxed, Relaxed).is_err() {
-            self.budget.give_back(size);
-            return;
+        if self.size.compare_exchange(from, to, Relaxed, Relaxed).is_err() {
+            return self.budget.give_back(more);
         }
         self.since.store(0, Relaxed);
-        self.link.set_window(2 * size);
+        self.link.set_window(to);
     }
 
     /// Back to the idle size, if nothing came since the last time.

@@ -1,0 +1,277 @@
+//! A peer with a valid key on raw quinn: it can say anything. It verifies nobody.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
+use quinn::{ApplicationClose, Connection, ConnectionError, Endpoint, RecvStream, SendStream, TransportConfig, VarInt};
+use rcgen::{CertificateParams, KeyPair, PKCS_ED25519};
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::aws_lc_rs::default_provider;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
+use rustls::version::TLS13;
+use rustls::{ClientConfig, DigitallySignedStruct, Error, ServerConfig, SignatureScheme};
+use voltmesh::Node;
+use voltmesh::id::NodeId;
+use voltmesh::proto::body::ContentType;
+use voltmesh::proto::call::{Header, Shape};
+use voltmesh::proto::close::CloseCode;
+use voltmesh::proto::codec;
+use voltmesh::proto::control::{Attach, BootId, Control, Hello, Profile, Role, SessionId};
+use voltmesh::proto::frame::{Frames, put_message};
+use voltmesh::proto::stream::{Head, Kind, Purpose};
+use voltmesh::proto::{limits, varint};
+
+use super::{loopback, soon};
+
+/// A key, its certificate, and a port.
+pub struct RawPeer {
+    pub id: NodeId,
+    pub endpoint: Endpoint,
+}
+
+impl RawPeer {
+    /// A fresh one. `tune` sets what quinn's side of it allows.
+    pub fn new(tune: impl Fn(&mut TransportConfig)) -> Self {
+        let key = KeyPair::generate_for(&PKCS_ED25519).unwrap();
+        let certificate = CertificateParams::new(Vec::new()).unwrap().self_signed(&key).unwrap();
+        let id = NodeId::from_bytes(key.public_key_raw().try_into().unwrap());
+        let secret = || PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
+        let chain = vec![CertificateDer::from(certificate.der().to_vec())];
+        let mut transport = TransportConfig::default();
+        tune(&mut transport);
+        let transport = Arc::new(transport);
+
+        let builder = || ClientConfig::builder_with_provider(Arc::new(default_provider()));
+        let mut tls = builder()
+            .with_protocol_versions(&[&TLS13])
+            .unwrap()
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(Anyone))
+            .with_client_auth_cert(chain.clone(), secret())
+            .unwrap();
+        tls.alpn_protocols = vec![b"volt/1".to_vec()];
+        let mut client = quinn::ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls).unwrap()));
+        client.transport_config(transport.clone());
+
+        let mut tls = ServerConfig::builder_with_provider(Arc::new(default_provider()))
+            .with_protocol_versions(&[&TLS13])
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(chain, secret())
+            .unwrap();
+        tls.alpn_protocols = vec![b"volt/1".to_vec()];
+        let mut server = quinn::ServerConfig::with_crypto(Arc::new(QuicServerConfig::try_from(tls).unwrap()));
+        server.transport_config(transport);
+
+        let mut endpoint = Endpoint::server(server, loopback()).unwrap();
+        endpoint.set_default_client_config(client);
+        Self { id, endpoint }
+    }
+
+    /// One that allows what quinn allows by default.
+    pub fn plain() -> Self {
+        Self::new(|_| {})
+    }
+
+    /// A QUIC connection to the node; nothing of ours is said.
+    pub async fn connect(&self, node: &Node) -> Connection {
+        soon(self.endpoint.connect(node.listening()[0], "volt").unwrap()).await.unwrap()
+    }
+
+    /// A session with the node, as an honest peer would make it.
+    pub async fn greet(&self, node: &Node) -> RawSession {
+        let connection = self.connect(node).await;
+        let (mut send, recv) = connection.open_bi().await.unwrap();
+        send.write_all(&hello_bytes(&hello())).await.unwrap();
+        let mut control = RawControl { send, recv, frames: Frames::new(limits::CONTROL_MESSAGE_BYTES) };
+        let Control::Hello(theirs) = control.next().await else { panic!("no hello") };
+        let session = theirs.session.expect("it accepts");
+        control.send(&Control::Attach(attach(session, theirs.attach))).await;
+        let Control::Attach(_) = control.next().await else { panic!("no attach") };
+        RawSession { connection, control, attach: theirs.attach }
+    }
+
+    /// A session with the next node that dials, as an honest peer would make it.
+    pub async fn answer(&self) -> RawSession {
+        let incoming = self.endpoint.accept().await.expect("the endpoint is open");
+        let connection = incoming.accept().unwrap().await.unwrap();
+        let (send, mut recv) = connection.accept_bi().await.unwrap();
+        let mut kind = [0];
+        recv.read_exact(&mut kind).await.unwrap();
+        let mut control = RawControl { send, recv, frames: Frames::new(limits::CONTROL_MESSAGE_BYTES) };
+        let Control::Hello(theirs) = control.next().await else { panic!("no hello") };
+        let session = SessionId::random();
+        control.send(&Control::Hello(Hello { session: Some(session), attach: theirs.attach, ..hello() })).await;
+        control.send(&Control::Attach(attach(session, theirs.attach))).await;
+        let Control::Attach(_) = control.next().await else { panic!("no attach") };
+        RawSession { connection, control, attach: theirs.attach }
+    }
+}
+
+/// A session of a raw peer.
+pub struct RawSession {
+    pub connection: Connection,
+    pub control: RawControl,
+    pub attach: u64,
+}
+
+/// A control stream.
+pub struct RawControl {
+    pub send: SendStream,
+    pub recv: RecvStream,
+    frames: Frames,
+}
+
+impl RawControl {
+    pub async fn send(&mut self, message: &Control) {
+        let mut buf = Vec::new();
+        put_message(&mut buf, message);
+        self.send.write_all(&buf).await.unwrap();
+    }
+
+    pub async fn next(&mut self) -> Control {
+        soon(async {
+            loop {
+                if let Some(frame) = self.frames.next_frame().unwrap() {
+                    return codec::decode(&frame).unwrap();
+                }
+                let chunk = self.recv.read_chunk(usize::MAX, true).await.unwrap().expect("the control stream goes on");
+                self.frames.push(chunk.bytes);
+            }
+        })
+        .await
+    }
+}
+
+impl RawSession {
+    /// The head of the stream with this id.
+    pub fn head(&self, stream: u64) -> Vec<u8> {
+        let mut buf = Vec::new();
+        Head { stream, attach: self.attach, offset: 0 }.put(&mut buf);
+        buf
+    }
+
+    /// Opens a path stream that begins with these bytes.
+    pub async fn open(&self, bytes: &[u8]) -> (SendStream, RecvStream) {
+        let (mut send, recv) = soon(self.connection.open_bi()).await.unwrap();
+        soon(send.write_all(bytes)).await.unwrap();
+        (send, recv)
+    }
+
+    /// A call on the stream with this id: everything up to the first message.
+    pub fn call(&self, stream: u64, header: &Header<'_>) -> Vec<u8> {
+        let mut buf = self.head(stream);
+        buf.push(Purpose::Call as u8);
+        put_message(&mut buf, header);
+        buf
+    }
+}
+
+/// A header for this method, with nothing special.
+pub fn header(method: &str, shape: Shape, content: ContentType) -> Header<'_> {
+    Header {
+        method,
+        shape,
+        content,
+        deadline_us: Some(10_000_000),
+        idempotency_key: None,
+        traceparent: None,
+        metadata: Vec::new(),
+    }
+}
+
+/// A message of a call.
+pub fn message(body: &[u8]) -> Vec<u8> {
+    let mut buf = Vec::new();
+    varint::put(&mut buf, body.len() as u64 + 1);
+    buf.push(0);
+    buf.extend_from_slice(body);
+    buf
+}
+
+/// An honest hello.
+pub fn hello() -> Hello {
+    Hello {
+        versions: (1, 1),
+        boot: BootId::random(),
+        role: Role::Node,
+        session: None,
+        attach: 1,
+        name: "raw".into(),
+        profile: Profile::Active,
+        addresses: Vec::new(),
+        observed: "127.0.0.1:1".parse().unwrap(),
+        extensions: Vec::new(),
+    }
+}
+
+/// The first bytes of a control stream that says this hello.
+pub fn hello_bytes(hello: &Hello) -> Vec<u8> {
+    let mut buf = vec![Kind::Control as u8];
+    put_message(&mut buf, &Control::Hello(hello.clone()));
+    buf
+}
+
+/// An honest attach.
+pub fn attach(session: SessionId, attach: u64) -> Attach {
+    Attach { session, attach, next_id: 0, live: Vec::new() }
+}
+
+/// The code the node closes the connection with.
+pub async fn close_code(connection: &Connection) -> CloseCode {
+    match soon(connection.closed()).await {
+        ConnectionError::ApplicationClosed(ApplicationClose { error_code, .. }) => {
+            CloseCode::from_number(error_code.into_inner()).expect("one of our codes")
+        }
+        other => panic!("not closed by the node: {other}"),
+    }
+}
+
+/// Everything up to the end of the stream, or the code it was reset with.
+pub async fn rest(recv: &mut RecvStream) -> Result<Bytes, VarInt> {
+    match soon(recv.read_to_end(usize::MAX)).await {
+        Ok(bytes) => Ok(bytes.into()),
+        Err(quinn::ReadToEndError::Read(quinn::ReadError::Reset(code))) => Err(code),
+        Err(other) => panic!("{other}"),
+    }
+}
+
+/// Takes every certificate.
+#[derive(Debug)]
+struct Anyone;
+
+impl ServerCertVerifier for Anyone {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        vec![SignatureScheme::ED25519]
+    }
+}
