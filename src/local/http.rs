@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::body::Body;
-use axum::extract::rejection::QueryRejection;
+use axum::extract::rejection::{BytesRejection, QueryRejection};
 use axum::extract::{DefaultBodyLimit, Path as UrlPath, Query, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -16,6 +16,7 @@ use axum::routing::{delete, get, post};
 use axum::{Json, Router};
 use bytes::Bytes;
 use futures_util::stream;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::net::UnixListener;
 use tokio::sync::{mpsc, watch};
@@ -140,6 +141,7 @@ fn router(api: Arc<Api>) -> Router {
         .route("/v1/serve/calls/{id}", post(post_serve_call))
         .route("/v1/down", post(post_down))
         .fallback(|| async { Failure::new(Cause::Usage, crate::proto::status::Code::NotFound, "there is no such route") })
+        .method_not_allowed_fallback(|| async { Failure::usage("this route takes another method") })
         .layer(DefaultBodyLimit::max(REQUEST_BYTES))
         .with_state(api)
 }
@@ -254,22 +256,22 @@ pub async fn services_at(
     Ok(services.into_iter().map(line).collect())
 }
 
-async fn post_connect(State(api): State<Arc<Api>>, body: Bytes) -> Response {
-    answer(async { peers::connect(&api.node, &api.guests, &parse(&body)?).await }.await)
+async fn post_connect(State(api): State<Arc<Api>>, body: Sent) -> Response {
+    answer(async { peers::connect(&api.node, &api.guests, &read(body)?).await }.await)
 }
 
-async fn post_disconnect(State(api): State<Arc<Api>>, body: Bytes) -> Response {
+async fn post_disconnect(State(api): State<Arc<Api>>, body: Sent) -> Response {
     let done = async {
-        let request: PeerRequest = parse(&body)?;
+        let request: PeerRequest = read(body)?;
         let peer = peers::disconnect(&api.node, &api.guests, &request.peer).await?;
         Ok(serde_json::json!({ "peer": peer }))
     };
     answer(done.await)
 }
 
-async fn post_ping(State(api): State<Arc<Api>>, body: Bytes) -> Response {
+async fn post_ping(State(api): State<Arc<Api>>, body: Sent) -> Response {
     let done = async {
-        let request: PeerRequest = parse(&body)?;
+        let request: PeerRequest = read(body)?;
         peers::ping(&api.node, &api.guests, &request.peer, Duration::from_millis(request.timeout_ms)).await
     };
     answer(done.await)
@@ -279,19 +281,19 @@ async fn get_policy(State(api): State<Arc<Api>>) -> Json<Vec<crate::policy::Rule
     Json(api.node.policy().current().rules().cloned().collect())
 }
 
-async fn post_policy(State(api): State<Arc<Api>>, body: Bytes) -> Response {
+async fn post_policy(State(api): State<Arc<Api>>, body: Sent) -> Response {
     let done = async {
-        let rule = rules::rule(&parse::<RuleRequest>(&body)?, &api.node.stored_peers().await?)?;
+        let rule = rules::rule(&read::<RuleRequest>(body)?, &api.node.stored_peers().await?)?;
         let new = api.node.add_rule(rule.clone()).await?;
         Ok(RuleAdded { rule, new })
     };
     answer(done.await)
 }
 
-async fn post_policy_check(State(api): State<Arc<Api>>, body: Bytes) -> Response {
+async fn post_policy_check(State(api): State<Arc<Api>>, body: Sent) -> Response {
     let done = async {
         let peers = api.node.stored_peers().await?;
-        rules::check(&api.node.policy().current(), &parse::<RuleRequest>(&body)?, &peers)
+        rules::check(&api.node.policy().current(), &read::<RuleRequest>(body)?, &peers)
     };
     answer(done.await)
 }
@@ -373,8 +375,8 @@ async fn post_serve(State(api): State<Arc<Api>>, body: Body) -> Response {
     owned_lines(to_client, line, work)
 }
 
-async fn post_serve_call(State(api): State<Arc<Api>>, UrlPath(id): UrlPath<u64>, body: Body) -> Response {
-    let call = match api.pending.claim(id) {
+async fn post_serve_call(State(api): State<Arc<Api>>, UrlPath(id): UrlPath<String>, body: Body) -> Response {
+    let call = match id.parse().map_err(Failure::usage).and_then(|id| api.pending.claim(id)) {
         Ok(call) => call,
         Err(failure) => return failure.into_response(),
     };
@@ -411,6 +413,13 @@ async fn post_down(State(api): State<Arc<Api>>) -> Response {
         drop(send);
     };
     owned_lines(receive, line, work)
+}
+
+/// The body of a request that is no stream.
+type Sent = Result<Bytes, BytesRejection>;
+
+fn read<T: DeserializeOwned>(body: Sent) -> Result<T, Failure> {
+    parse(&body.map_err(|error| Failure::usage(format!("a request has at most {REQUEST_BYTES} bytes: {error}")))?)
 }
 
 fn answer<T: Serialize>(result: Result<T, Failure>) -> Response {
