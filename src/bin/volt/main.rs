@@ -5,6 +5,7 @@ mod call;
 mod client;
 mod connect;
 mod context;
+mod demo;
 mod door;
 mod identity;
 mod output;
@@ -84,9 +85,9 @@ enum Command {
     /// Measure here, beside raw quinn in the same run
     #[command(hide = true)]
     Bench(Reserved),
-    /// Show it all on one machine
-    #[command(hide = true)]
-    Demo(Reserved),
+    /// Show it all on one machine: three nodes, step by step, with timings
+    #[command(after_help = "Example:\n  volt demo          takes about five seconds, and keeps nothing")]
+    Demo,
     /// Print the completion script of a shell
     #[command(after_help = "Example:\n  volt completions bash > ~/.local/share/bash-completion/completions/volt")]
     Completions {
@@ -107,7 +108,7 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return unparsed(&error),
     };
-    log(cli.global.verbose);
+    log(cli.global.verbose, matches!(cli.command, Command::Demo));
     let context = Context::new(cli.global);
     // The fast layout: the node lives on the one thread there is.
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
@@ -136,7 +137,12 @@ async fn run(context: &Context, command: Command) -> Result<ExitCode, Failure> {
         Command::Services(command) => command.run(context).await?,
         Command::Ping(command) => command.run(context).await?,
         Command::Policy(command) => command.run(context).await?,
-        Command::Bench(reserved) | Command::Demo(reserved) => {
+        Command::Demo => match demo::run(context.json, &mut anstream::stdout()).await {
+            // Nobody watches any more.
+            Err(demo::DemoError::Output(error)) if error.kind() == std::io::ErrorKind::BrokenPipe => {}
+            done => done.map_err(|error| Failure::local(error.to_string()))?,
+        },
+        Command::Bench(reserved) => {
             tracing::debug!(?reserved.arguments);
             return Err(Failure::local("this build does not hold this command"));
         }
@@ -163,8 +169,10 @@ fn unparsed(error: &clap::Error) -> ExitCode {
     if error.use_stderr() { ExitCode::from(2) } else { ExitCode::SUCCESS }
 }
 
-fn log(verbose: u8) {
+/// `staged`: what goes wrong is part of the show, and told there.
+fn log(verbose: u8, staged: bool) {
     let level = match verbose {
+        0 if staged => "off",
         0 => "error,voltmesh=warn",
         1 => "warn,voltmesh=info,volt=info",
         _ => "info,voltmesh=debug,volt=debug",
