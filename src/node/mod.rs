@@ -390,14 +390,7 @@ impl Node {
         }
         let (hub, mut events) = (self.0.hub.clone(), self.0.hub.events());
         let task = self.0.network.spawn(async move {
-            // The hub that is asked holds the sender of these events, so they never end by themselves.
-            loop {
-                let event = tokio::select! {
-                    biased;
-                    event = next(&mut events) => event,
-                    () = hub.stopped() => None,
-                };
-                let Some(event) = event else { return };
+            while let Some(event) = next(&mut events).await {
                 let Event::Connected { peer, .. } = event else { continue };
                 let addresses = hub.known_peer(peer).map(|peer| peer.addresses()).unwrap_or_default();
                 let store = store.clone();

@@ -11,7 +11,6 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use super::accept::Acceptor;
-use super::attached::Attached;
 use super::event::Event;
 use super::greet::{GreetError, Greeted};
 use super::peer::{Command, Owner, Peer};
@@ -292,11 +291,6 @@ impl Hub {
         Ok(())
     }
 
-    /// Sessions that are up.
-    pub fn attached(&self) -> Vec<Arc<Attached>> {
-        self.peers().iter().filter_map(|peer| peer.attached()).collect()
-    }
-
     /// Ends everything in good order: each peer is told, calls in flight are finished within the time the limits grant. Waits for it.
     pub async fn drain(&self) {
         self.0.draining.store(true, SeqCst);
@@ -318,11 +312,6 @@ impl Hub {
 
     pub(super) fn count_refused(&self) {
         self.0.refused.fetch_add(1, Relaxed);
-    }
-
-    /// Waits until the tasks are to end. Cancel-safe.
-    pub async fn stopped(&self) {
-        let _ = self.0.stop.subscribe().wait_for(|stop| *stop).await;
     }
 
     /// Ends the tasks now, and the events.
