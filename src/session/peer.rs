@@ -350,7 +350,12 @@ impl Owner {
         let error = match outcome {
             Ok(greeted) => {
                 self.peer.learn([address], true);
-                return self.attach(greeted).await;
+                self.attach(greeted).await;
+                // Lost at once, or not needed: the supervisor must not wait for it. Else it has heard of better.
+                if self.path.is_none() {
+                    self.supervise(Input::Failed(attempt));
+                }
+                return;
             }
             Err(error) => error,
         };
@@ -398,7 +403,13 @@ impl Owner {
                     path.ping(answer).await;
                 }
             }
-            Command::NetworkChanged => self.supervise(Input::NetworkChanged),
+            Command::NetworkChanged => {
+                self.supervise(Input::NetworkChanged);
+                if let Some(path) = &mut self.path {
+                    path.probe();
+                    self.tick().await;
+                }
+            }
             Command::Drain(done) => self.drain(done).await,
         }
     }
