@@ -86,6 +86,10 @@ pub struct Counts {
     pub refused_handshakes: u64,
     /// Sessions refused by policy or a limit.
     pub refused_sessions: u64,
+    /// Dials begun.
+    pub dials: u64,
+    /// QUIC connections there are now: links, handshakes under way, and what was closed a moment ago.
+    pub connections: usize,
 }
 
 impl Node {
@@ -349,6 +353,8 @@ impl Node {
             panics: served.panics,
             refused_handshakes: self.0.hub.endpoint().refused(),
             refused_sessions: self.0.hub.refused(),
+            dials: self.0.hub.endpoint().dials(),
+            connections: self.0.hub.endpoint().connections(),
         }
     }
 

@@ -1,7 +1,7 @@
 //! All sessions of a node: who is wanted, who is here, and the tasks that see to it. One owner task per peer; this file starts
 //! them, hands them links, and joins them.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -59,8 +59,9 @@ struct Inner {
     acceptor: Arc<dyn Acceptor>,
     roster: Mutex<Roster>,
     parked: Mutex<HashMap<LinkNumber, oneshot::Sender<Parked>>>,
-    peers: Mutex<HashMap<NodeId, Arc<Peer>>>,
-    visitors: Mutex<HashMap<(NodeId, BootId), Arc<Peer>>>,
+    /// In order, so that what is done to all of them is done in the same order in every simulation.
+    peers: Mutex<BTreeMap<NodeId, Arc<Peer>>>,
+    visitors: Mutex<BTreeMap<(NodeId, BootId), Arc<Peer>>>,
     /// Gone once the tasks have been told to end: then every reader is told that there is no more.
     events: Mutex<Option<broadcast::Sender<Event>>>,
     owners: mpsc::UnboundedSender<Owner>,
