@@ -4,6 +4,8 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use zeroize::Zeroizing;
+
 use super::config::{Config, DEFAULT_LISTEN, PeerRef};
 use super::home::{Home, Lock, files};
 use super::rules::Rules;
@@ -25,7 +27,7 @@ pub struct Builder {
     config: Config,
     /// Whether the configuration was given whole, and the home's is not to be read.
     whole: bool,
-    passphrase: Option<String>,
+    passphrase: Option<Zeroizing<String>>,
     key: Option<SecretKey>,
     services: Vec<Service>,
     visitor: bool,
@@ -49,7 +51,7 @@ impl Builder {
 
     /// The passphrase of the key in the home; also for making one.
     pub fn passphrase(mut self, passphrase: impl Into<String>) -> Self {
-        self.passphrase = Some(passphrase.into());
+        self.passphrase = Some(Zeroizing::new(passphrase.into()));
         self
     }
 
@@ -133,7 +135,7 @@ impl Builder {
         let kept = tokio::task::spawn_blocking({
             let (home, key, passphrase, visitor) = (self.config.home.clone(), self.key.clone(), self.passphrase, self.visitor);
             let read = !self.whole;
-            move || Kept::open(home, key, passphrase.as_deref(), visitor, read)
+            move || Kept::open(home, key, passphrase.as_ref().map(|text| text.as_str()), visitor, read)
         });
         let mut kept = kept.await.map_err(|error| BindError::System(error.to_string()))??;
         let mut config = overlay(kept.config.take(), self.config);

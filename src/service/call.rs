@@ -69,7 +69,8 @@ impl<'a> Call<'a> {
         self
     }
 
-    /// Marks calls that are one call: 1 to 64 bytes.
+    /// A key of 1 to 64 bytes that a call made again has in common with the first: handed to the handler, which can tell by it.
+    /// The library itself neither repeats calls nor drops repeated ones.
     pub fn idempotency_key(mut self, key: impl Into<Vec<u8>>) -> Self {
         self.idempotency_key = Some(key.into());
         self

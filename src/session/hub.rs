@@ -17,7 +17,7 @@ use super::peer::{Command, Owner, Peer};
 use super::window::Budget;
 use crate::id::NodeId;
 use crate::net::{Endpoint, Link};
-use crate::policy::PolicyHandle;
+use crate::policy::{Action, PolicyHandle, Subject};
 use crate::proto::close::CloseCode;
 use crate::proto::control::{BootId, Profile, Role};
 use crate::proto::limits::{self, Limits};
@@ -282,7 +282,7 @@ impl Hub {
             return Err(GreetError::RefusedHere("too many sessions".into()));
         }
         let from = link.remote().ip();
-        if from.is_loopback() || self.known_peer(link.peer()).is_some() {
+        if from.is_loopback() || self.is_named(link.peer()) {
             return Ok(());
         }
         let same = attached.iter().filter(|attached| scope(attached.link().remote().ip()) == scope(from)).count();
@@ -290,6 +290,12 @@ impl Hub {
             return Err(GreetError::RefusedHere("too many sessions from this address".into()));
         }
         Ok(())
+    }
+
+    /// Whether this node's owner knows the peer: dials it, or has a rule about it and not about everyone.
+    fn is_named(&self, peer: NodeId) -> bool {
+        let decision = self.policy().decide(&peer, Action::Connect, "");
+        decision.rule.is_some_and(|rule| *rule.subject() != Subject::Anyone)
     }
 
     /// Ends everything in good order: each peer is told, calls in flight are finished within the time the limits grant. Waits for it.
@@ -329,13 +335,15 @@ impl HubTasks {
         let endpoint = self.hub.endpoint().clone();
         let mut stop = self.hub.0.stop.subscribe();
         let (mut tasks, mut greetings) = (JoinSet::new(), JoinSet::new());
+        // Links beyond wait where they are still counted as handshakes under way.
+        let greetings_max = self.hub.own().limits.pending_handshakes;
         tasks.spawn(async move { endpoint.accept(to_links).await });
         loop {
             tokio::select! {
                 biased;
                 _ = stop.wait_for(|stop| *stop) => return,
                 Some(owner) = self.owners.recv() => drop(tasks.spawn(owner.run())),
-                Some(link) = links.recv() => drop(greetings.spawn(self.hub.clone().take_in(link))),
+                Some(link) = links.recv(), if greetings.len() < greetings_max => drop(greetings.spawn(self.hub.clone().take_in(link))),
                 Some(ended) = tasks.join_next() => report(ended),
                 Some(ended) = greetings.join_next() => report(ended),
             }

@@ -1,5 +1,5 @@
 //! Whether a path is alive: it is while something that *answers us* arrives. Packets of the peer's own say nothing about the way
-//! from us to it, so only pongs and acknowledgements count, and a black hole in one direction is seen from both ends. Sends
+//! from us to it, so only pongs, and acknowledgements that are certain, count, and a black hole in one direction is seen from both ends. Sends
 //! nothing itself and looks at no message.
 //!
 //! | when | a path is dead |
