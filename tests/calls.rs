@@ -133,6 +133,7 @@ async fn a_body_one_byte_too_large_is_refused_at_the_caller_and_nothing_is_sent(
     assert!(matches!(texts.send_raw(text.into_bytes()).await, Err(CallError::Request(_))));
     texts.send(&"fine".to_owned()).await.unwrap();
     assert_eq!(soon(each.next()).await.unwrap().as_deref(), Some("fine"));
+    drop((texts, each));
     pair.shutdown().await;
 }
 

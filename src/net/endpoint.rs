@@ -224,8 +224,13 @@ impl Endpoint {
 
     /// Closes every link with this code and takes no new ones; waits until the peers could hear of it.
     pub async fn close(&self, code: CloseCode) {
-        self.inner.close(VarInt::from_u32(code as u32), b"");
+        self.end(code);
         let _ = timeout(Duration::from_secs(1), self.inner.wait_idle()).await;
+    }
+
+    /// The same, without waiting.
+    pub fn end(&self, code: CloseCode) {
+        self.inner.close(VarInt::from_u32(code as u32), b"");
     }
 
     /// An IPv4 address as our socket can send to it: a dual-stack socket wants it mapped.

@@ -20,6 +20,9 @@ pub struct Network {
     _thread: Option<Arc<Thread>>,
 }
 
+/// Turns that tasks get after the stop.
+const LAST_TURNS: usize = 64;
+
 #[derive(Debug)]
 struct Thread {
     _stop: oneshot::Sender<()>,
@@ -39,7 +42,13 @@ impl Network {
         let handle = runtime.handle().clone();
         let (stop, stopped) = oneshot::channel::<()>();
         std::thread::Builder::new().name("volt-network".into()).spawn(move || {
-            let _ = runtime.block_on(stopped);
+            runtime.block_on(async {
+                let _ = stopped.await;
+                // Whoever stops it has just closed links: that is still to be sent.
+                for _ in 0..LAST_TURNS {
+                    tokio::task::yield_now().await;
+                }
+            });
         })?;
         Ok(Self { handle, _thread: Some(Arc::new(Thread { _stop: stop })) })
     }

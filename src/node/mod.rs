@@ -317,12 +317,14 @@ impl Node {
     /// # Errors
     /// If the rule cannot be in force, or not be kept. Then nothing has changed.
     pub async fn add_rule(&self, rule: Rule) -> Result<bool, RuleError> {
-        self.0.rules.add(rule.clone())?;
+        let new = self.0.rules.add(rule.clone())?;
         let kept = rule.clone();
         match self.with_store(move |store| store.add_rule(&kept)).await {
-            Ok(added) => Ok(added.is_none_or(|(_, new)| new)),
+            Ok(_) => Ok(new),
             Err(error) => {
-                self.0.rules.remove(rule.id());
+                if new {
+                    self.0.rules.remove(rule.id());
+                }
                 Err(error.into())
             }
         }
@@ -430,6 +432,8 @@ impl std::fmt::Debug for Node {
 impl Drop for Inner {
     fn drop(&mut self) {
         self.hub.stop();
+        // Sessions that others still hold keep the endpoint, but not its links.
+        self.hub.endpoint().end(CloseCode::Goodbye);
         for task in self.tasks.get_mut().map(std::mem::take).unwrap_or_default() {
             task.abort();
         }

@@ -40,9 +40,17 @@ impl Rules {
         });
     }
 
-    /// Adds a rule made by command.
-    pub fn add(&self, rule: Rule) -> Result<(), PolicyError> {
-        self.change(|input| input.rules.push(rule.with_source(Source::Store)))
+    /// Adds a rule made by command. Says whether it is new among those.
+    pub fn add(&self, rule: Rule) -> Result<bool, PolicyError> {
+        let rule = rule.with_source(Source::Store);
+        let mut new = false;
+        self.change(|input| {
+            new = !input.rules.contains(&rule);
+            if new {
+                input.rules.push(rule);
+            }
+        })?;
+        Ok(new)
     }
 
     /// Removes a rule made by command. Says whether it was there.

@@ -20,7 +20,7 @@ use crate::proto::codec::Message;
 use crate::proto::frame::{self, Frames};
 use crate::proto::limits;
 use crate::proto::stream::Purpose;
-use crate::session::{Attached, Peer, SMALL_BODY_BYTES, Session, Share, StreamRecv, StreamSend, WaitError};
+use crate::session::{Attached, Calling, Peer, SMALL_BODY_BYTES, Session, Share, StreamRecv, StreamSend, WaitError};
 
 /// A call that is about to be made. Methods that end it ([`Call::unary`] and the like) make it.
 #[derive(Clone, Debug)]
@@ -211,14 +211,20 @@ impl<'a> Call<'a> {
         sent: &AtomicBool,
     ) -> Result<(Opened, StreamRecv), CallError> {
         self.check()?;
-        let guard = InFlight::new(self.session.owner()).await?;
+        let mut guard = InFlight::new(self.session.owner()).await?;
         let mut lost: Option<Arc<Attached>> = None;
         loop {
             let attached = self.attached(deadline, lost.as_ref()).await?;
-            let (mut send, recv) = match attached.open().await {
+            guard.calling = attached.begin_call();
+            let opened = match &guard.calling {
+                Some(_) => attached.open().await.map_err(|error| error.to_string()),
+                None => Err("the peer goes down".to_owned()),
+            };
+            let (mut send, recv) = match opened {
                 Ok(opened) => opened,
-                Err(error) if self.fail_fast => return Err(CallError::NotSent(error.to_string())),
+                Err(why) if self.fail_fast => return Err(CallError::NotSent(why)),
                 Err(_) => {
+                    guard.over();
                     lost = Some(attached);
                     continue;
                 }
@@ -295,6 +301,7 @@ struct Opened {
 struct InFlight {
     peer: Arc<Peer>,
     permit: Option<OwnedSemaphorePermit>,
+    calling: Option<Calling>,
 }
 
 impl InFlight {
@@ -302,14 +309,22 @@ impl InFlight {
     async fn new(peer: &Arc<Peer>) -> Result<Self, CallError> {
         let permit = peer.calls().clone().acquire_owned().await;
         let permit = permit.map_err(|_| CallError::NotSent("the node has stopped".into()))?;
-        Ok(Self { peer: peer.clone(), permit: Some(permit) })
+        Ok(Self { peer: peer.clone(), permit: Some(permit), calling: None })
+    }
+}
+
+impl InFlight {
+    /// It is in flight on no path any more.
+    fn over(&mut self) {
+        self.calling = None;
+        self.peer.call_has_ended();
     }
 }
 
 impl Drop for InFlight {
     fn drop(&mut self) {
         self.permit = None;
-        self.peer.call_has_ended();
+        self.over();
     }
 }
 

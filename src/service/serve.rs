@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use super::context::{Context, Parts};
 use super::describe;
-use super::item::{Items, put_message, put_message_head, put_status};
+use super::item::{Charge, Items, put_message, put_message_head, put_status};
 use super::method::Incoming;
 use super::registry::{Lookup, Registry};
 use super::run::Place;
@@ -124,7 +124,8 @@ impl Acceptor for Server {
             Ok(None) => {
                 let (registry, shared) = (registry.clone(), shared.clone());
                 Box::pin(async move {
-                    match header(&mut recv, &mut frames).await {
+                    let mut charge = None;
+                    match header(&mut recv, &mut frames, &mut charge).await {
                         Ok(Some(header)) => dispatch(&registry, &shared, &header, send, recv, frames).await,
                         Ok(None) => {}
                         Err(refused) => status(&mut send, &refused).await,
@@ -168,12 +169,18 @@ enum Found {
     Describe,
 }
 
-/// Reads the header's frame. `None`: the caller is gone.
-async fn header(recv: &mut StreamRecv, frames: &mut Frames) -> Result<Option<Bytes>, Status> {
+/// Reads the header's frame. Room for one that is not small is set aside before it is read; what it holds lives as long as the
+/// handler, and so must the charge. `None`: the caller is gone.
+async fn header(recv: &mut StreamRecv, frames: &mut Frames, charge: &mut Charge) -> Result<Option<Bytes>, Status> {
     let invalid = |error: &dyn std::fmt::Display| Status::new(Code::InvalidArgument, error.to_string());
     loop {
         if let Some(frame) = frames.next_frame().map_err(|error| invalid(&error))? {
             return Ok(Some(frame));
+        }
+        if let Some(length) = frames.announced()
+            && charge.is_none()
+        {
+            *charge = recv.attached().reserve(Share::Headers, length).await;
         }
         match recv.read().await {
             Ok(Some(bytes)) => frames.push(bytes),

@@ -41,10 +41,14 @@ pub struct Attached {
     open: AtomicUsize,
     opened: AtomicU64,
     draining: AtomicBool,
+    /// The peer goes down and takes no new calls.
+    closing: AtomicBool,
+    /// Calls of ours in flight here.
+    calling: AtomicUsize,
     handlers: Arc<Semaphore>,
     handlers_max: usize,
     share_bytes: usize,
-    shares: [Arc<Semaphore>; 3],
+    shares: [Arc<Semaphore>; 4],
     window: Window,
     pulse: Pulse,
     wake: Notify,
@@ -62,6 +66,8 @@ struct Grants {
 /// could fill it with what they have to say, and have no room left to listen.
 #[derive(Clone, Copy, Debug)]
 pub enum Share {
+    /// Headers of the peer's calls that are not small, until their handlers have ended.
+    Headers,
     /// Bodies of the peer's calls, until their handlers have ended.
     Requests,
     /// Answers to our calls, until they are read.
@@ -100,6 +106,8 @@ impl Attached {
             open: AtomicUsize::new(0),
             opened: AtomicU64::new(0),
             draining: AtomicBool::new(false),
+            closing: AtomicBool::new(false),
+            calling: AtomicUsize::new(0),
             handlers: Arc::new(Semaphore::new(limits.calls_in_flight)),
             handlers_max: limits.calls_in_flight,
             share_bytes: limits.session_body_bytes,
@@ -230,6 +238,25 @@ impl Attached {
         self.draining.store(true, Ordering::Relaxed);
     }
 
+    /// The peer takes no new calls.
+    pub(super) fn close_to_calls(&self) {
+        self.closing.store(true, Ordering::SeqCst);
+        self.drain();
+    }
+
+    /// Begins a call of ours, which ends when this is dropped. `None`: the peer takes no new ones here. Counted before it is
+    /// asked, so that whoever closes first and counts then misses none.
+    pub fn begin_call(self: &Arc<Self>) -> Option<Calling> {
+        self.calling.fetch_add(1, Ordering::SeqCst);
+        let calling = Calling(self.clone());
+        (!self.closing.load(Ordering::SeqCst)).then_some(calling)
+    }
+
+    /// Calls of ours in flight here.
+    pub(super) fn calling(&self) -> usize {
+        self.calling.load(Ordering::SeqCst)
+    }
+
     /// Bytes go out: the peer should let us know that it has them.
     pub(super) fn sent(&self, bytes: usize) {
         if self.pulse.sent(bytes as u64) {
@@ -266,6 +293,16 @@ impl Attached {
 
     fn accepted(&self) -> std::sync::MutexGuard<'_, Accepter> {
         self.accepted.lock().expect("nothing panics while it is held")
+    }
+}
+
+/// A call of ours in flight.
+#[derive(Debug)]
+pub struct Calling(Arc<Attached>);
+
+impl Drop for Calling {
+    fn drop(&mut self) {
+        self.0.calling.fetch_sub(1, Ordering::SeqCst);
     }
 }
 

@@ -94,13 +94,13 @@ impl Session {
     }
 
     /// Waits until the session is up, or the first attempt from now on has failed for a reason that waiting does not mend: the
-    /// peer refuses us, or nothing is known of where it is.
+    /// peer refuses us, or is denied here, or nothing is known of where it is, or others are at all its addresses.
     pub(crate) async fn first_connected(&self, within: Duration) -> Result<(), WaitError> {
         let deadline = Instant::now() + within;
         loop {
             match self.attached_by(Some(deadline), None, true).await {
                 Ok(_) => return Ok(()),
-                Err(WaitError::Unreached(Unreached::Failed(_) | Unreached::WrongKey(_))) => {}
+                Err(WaitError::Unreached(Unreached::Failed(_))) => {}
                 Err(error) => return Err(error),
             }
         }

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
@@ -19,6 +19,7 @@ use super::window::Budget;
 use crate::id::NodeId;
 use crate::net::{Endpoint, Link};
 use crate::policy::PolicyHandle;
+use crate::proto::close::CloseCode;
 use crate::proto::control::{BootId, Profile, Role};
 use crate::proto::limits::{self, Limits};
 use crate::state::admission::scope;
@@ -61,8 +62,10 @@ struct Inner {
     parked: Mutex<HashMap<LinkNumber, oneshot::Sender<Parked>>>,
     peers: Mutex<HashMap<NodeId, Arc<Peer>>>,
     visitors: Mutex<HashMap<(NodeId, BootId), Arc<Peer>>>,
-    events: broadcast::Sender<Event>,
+    /// Gone once the tasks have been told to end: then every reader is told that there is no more.
+    events: Mutex<Option<broadcast::Sender<Event>>>,
     owners: mpsc::UnboundedSender<Owner>,
+    draining: AtomicBool,
     stop: watch::Sender<bool>,
     refused: AtomicU64,
 }
@@ -88,8 +91,9 @@ impl Hub {
             parked: Mutex::default(),
             peers: Mutex::default(),
             visitors: Mutex::default(),
-            events: broadcast::channel(EVENTS).0,
+            events: Mutex::new(Some(broadcast::channel(EVENTS).0)),
             owners,
+            draining: AtomicBool::new(false),
             stop: watch::Sender::new(false),
             refused: AtomicU64::new(0),
         }));
@@ -129,14 +133,17 @@ impl Hub {
         *lock(&self.0.addresses) = addresses;
     }
 
-    /// Events from now on.
+    /// Events from now on. They end when the hub is stopped.
     pub fn events(&self) -> broadcast::Receiver<Event> {
-        self.0.events.subscribe()
+        let subscribed = lock(&self.0.events).as_ref().map(broadcast::Sender::subscribe);
+        subscribed.unwrap_or_else(|| broadcast::channel(1).1)
     }
 
     pub(super) fn emit(&self, event: Event) {
         tracing::info!(?event);
-        let _ = self.0.events.send(event);
+        if let Some(events) = &*lock(&self.0.events) {
+            let _ = events.send(event);
+        }
     }
 
     pub(super) fn roster(&self) -> MutexGuard<'_, Roster> {
@@ -147,9 +154,18 @@ impl Hub {
         lock(&self.0.parked)
     }
 
-    /// A link has ended, whatever it was.
+    /// A link has ended, whatever it was. Of a node that has no owner nothing is remembered then: strangers who come and go
+    /// with a new key each time must leave nothing behind.
     pub(super) fn ended(&self, peer: NodeId, link: LinkNumber) {
-        let parked = self.roster().ended(peer, link);
+        let known = self.known_peer(peer).is_some();
+        let parked = {
+            let mut roster = self.roster();
+            let parked = roster.ended(peer, link);
+            if !known {
+                roster.forget(peer);
+            }
+            parked
+        };
         self.tell_parked(parked);
     }
 
@@ -207,21 +223,47 @@ impl Hub {
     fn deliver(&self, greeted: Greeted) {
         let id = greeted.agreement.link.peer();
         let (role, boot) = (greeted.agreement.hello.role, greeted.agreement.hello.boot);
+        let link = greeted.agreement.link.clone();
         let attach = Command::Attach(Box::new(greeted));
+        // Looked at under the lock: whoever is listed before the drain begins is drained, and nobody is listed after.
         match role {
-            Role::Node => drop(self.ask(id, |peer| peer.command(attach))),
+            Role::Node => {
+                let mut peers = lock(&self.0.peers);
+                if self.is_draining() {
+                    drop(peers);
+                    return self.too_late(&link);
+                }
+                peers.entry(id).or_insert_with(|| self.start_owner(id, None)).command(attach);
+            }
             Role::Visitor => {
                 let mut visitors = lock(&self.0.visitors);
+                if self.is_draining() {
+                    drop(visitors);
+                    return self.too_late(&link);
+                }
                 visitors.entry((id, boot)).or_insert_with(|| self.start_owner(id, Some(boot))).command(attach);
             }
         }
     }
 
+    /// This node goes down.
+    pub(super) fn is_draining(&self) -> bool {
+        self.0.draining.load(SeqCst)
+    }
+
+    fn too_late(&self, link: &Link) {
+        link.close(CloseCode::Goodbye);
+        self.ended(link.peer(), link.number());
+    }
+
     async fn take_in(self, link: Link) {
+        if self.is_draining() {
+            return link.close(CloseCode::Goodbye);
+        }
         if let Err(error) = self.has_room_for(&link) {
             tracing::debug!(peer = %link.peer().short(), %error, "refused");
             self.count_refused();
-            link.close(crate::proto::close::CloseCode::Refused);
+            link.close(CloseCode::Refused);
             return;
         }
         if let Some(peer) = self.known_peer(link.peer()) {
@@ -257,6 +299,7 @@ impl Hub {
 
     /// Ends everything in good order: each peer is told, calls in flight are finished within the time the limits grant. Waits for it.
     pub async fn drain(&self) {
+        self.0.draining.store(true, SeqCst);
         let drained: Vec<_> = self.peers().into_iter().map(|peer| peer.drain()).collect();
         // Each has its own bound, which is shorter; whatever goes wrong, going down ends.
         let _ = timeout(2 * self.own().limits.drain + limits::ANSWER_BOUND, futures_util::future::join_all(drained)).await;
@@ -282,9 +325,10 @@ impl Hub {
         let _ = self.0.stop.subscribe().wait_for(|stop| *stop).await;
     }
 
-    /// Ends the tasks now.
+    /// Ends the tasks now, and the events.
     pub fn stop(&self) {
         self.0.stop.send_replace(true);
+        lock(&self.0.events).take();
     }
 }
 

@@ -16,7 +16,7 @@ mod stream;
 mod window;
 
 pub(crate) use accept::{Acceptor, Serving};
-pub use attached::{Attached, SMALL_BODY_BYTES, Share};
+pub use attached::{Attached, Calling, SMALL_BODY_BYTES, Share};
 pub use event::{DisconnectReason, Event, PathKind};
 pub use handle::{Session, SessionState, WaitError};
 pub(crate) use hub::{Hub, HubTasks, Own};

@@ -184,7 +184,7 @@ impl Path {
     fn notice(&mut self, notice: Option<Notice>) -> PathEvent {
         match notice {
             Some(Notice::Draining) => {
-                self.attached.drain();
+                self.attached.close_to_calls();
                 PathEvent::Draining
             }
             Some(Notice::Drained) => {

@@ -4,6 +4,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
@@ -55,6 +56,9 @@ pub enum Unreached {
     /// Other nodes answered at its addresses.
     #[error("{0}")]
     WrongKey(String),
+    /// This node's own policy keeps it out.
+    #[error("this node's own policy denies the peer: remove the rule that says so")]
+    Denied,
     /// No address is known.
     #[error("no address is known for the peer: use a ticket, which carries addresses")]
     NoAddress,
@@ -72,7 +76,7 @@ pub struct Peer {
     /// Leave to have calls in flight.
     calls: Arc<Semaphore>,
     /// Whether one of the two nodes goes down, and somebody waits for our calls to end.
-    ending: std::sync::atomic::AtomicBool,
+    ending: AtomicBool,
     call_ended: tokio::sync::Notify,
     known: Mutex<Known>,
 }
@@ -126,9 +130,9 @@ impl Peer {
         self.known().seen
     }
 
-    /// A call of ours has ended; its permit is given back already.
+    /// A call of ours has ended, and is counted nowhere any more.
     pub(crate) fn call_has_ended(&self) {
-        if self.ending.load(std::sync::atomic::Ordering::Relaxed) {
+        if self.ending.load(SeqCst) {
             self.call_ended.notify_one();
         }
     }
@@ -272,10 +276,6 @@ impl Owner {
                 () = sleep_until(wake) => self.tick().await,
             }
         }
-        self.peer.state.send_modify(|state| state.gone = true);
-        if let Some((_, done)) = self.draining.take() {
-            let _ = done.send(());
-        }
     }
 
     /// Nothing wanted, nobody here, nothing asked: the hub may forget the peer.
@@ -288,7 +288,7 @@ impl Owner {
     }
 
     fn wanted(&self) -> bool {
-        self.peer.is_wanted() && self.draining.is_none()
+        self.peer.is_wanted() && self.draining.is_none() && !self.hub.is_draining()
     }
 
     /// When to look at the time again.
@@ -322,12 +322,16 @@ impl Owner {
 
     /// Starts an attempt at the address whose turn it is. Without one it has failed already.
     fn dial(&mut self, dial: Dial) -> Option<Input> {
-        let now = Instant::now().into_std();
-        let mut usable = self.peer.addresses();
-        usable.retain(|address| !self.backoff.is_set_aside(*address, now));
+        if !self.is_permitted() {
+            self.failed(Unreached::Denied);
+            return Some(Input::Refused(dial.attempt));
+        }
+        let usable = self.usable();
         self.turn = self.turn.wrapping_add(1);
         let Some(address) = usable.get(self.turn % usable.len().max(1)).copied() else {
-            self.failed(Unreached::NoAddress);
+            // Others at all its addresses: that is what there is to say until one of them is tried again.
+            let others = self.peer.unreached().filter(|last| matches!(last, Unreached::WrongKey(_)));
+            self.failed(others.unwrap_or(Unreached::NoAddress));
             return Some(Input::Failed(dial.attempt));
         };
         let (hub, id) = (self.hub.clone(), self.peer.id);
@@ -341,6 +345,18 @@ impl Owner {
         });
         self.running.insert(dial.attempt, running);
         None
+    }
+
+    /// The addresses at which nobody else answered lately.
+    fn usable(&self) -> Vec<SocketAddr> {
+        let now = Instant::now().into_std();
+        let mut usable = self.peer.addresses();
+        usable.retain(|address| !self.backoff.is_set_aside(*address, now));
+        usable
+    }
+
+    fn is_permitted(&self) -> bool {
+        self.hub.policy().decide(&self.peer.id, Action::Connect, "").is_permit()
     }
 
     async fn attempted(&mut self, ended: Result<Attempt, tokio::task::JoinError>) {
@@ -357,7 +373,9 @@ impl Owner {
         let unreached = match &error {
             AttemptError::Dial(DialError::WrongKey { .. }) => {
                 self.supervise(Input::WrongKey(address));
-                Some(Unreached::WrongKey(error.to_string()))
+                let others_everywhere = self.usable().is_empty();
+                let text = error.to_string();
+                Some(if others_everywhere { Unreached::WrongKey(text) } else { Unreached::Failed(text) })
             }
             AttemptError::Greet(GreetError::Refused) => Some(Unreached::Refused),
             // Another link goes first, or our next attempt has the right number: nothing went wrong.
@@ -387,6 +405,7 @@ impl Owner {
             }
             Command::Release => {
                 self.attempts.abort_all();
+                self.running.clear();
                 self.goodbye(Goodbye::Disconnect, DisconnectReason::Here).await;
                 // Whoever wants the peer again starts afresh.
                 self.backoff = Backoff::new(self.hub.own().profile);
@@ -406,7 +425,12 @@ impl Owner {
     /// Puts the session on a link that was greeted, unless the one it is on is newer.
     async fn attach(&mut self, greeted: Greeted) {
         let link = greeted.agreement.link.clone();
-        if self.draining.is_some() {
+        // Between the greeting and now both may have changed: whether it is permitted, and whether we still want it.
+        if !self.is_permitted() {
+            self.hub.count_refused();
+            return self.give_up(&link, CloseCode::Refused);
+        }
+        if self.draining.is_some() || (link.dialled() && !self.wanted()) {
             return self.give_up(&link, CloseCode::Goodbye);
         }
         if let Some(path) = &self.path {
@@ -431,13 +455,17 @@ impl Owner {
         self.path = Some(path);
         self.peer.known().seen = Some(SystemTime::now());
         self.supervise(Input::Connected);
-        self.hub.emit(Event::Connected {
-            peer: self.peer.id,
-            session: attached.session(),
-            resumed: false,
-            path: PathKind::Direct,
-        });
+        let (peer, session) = (self.peer.id, attached.session());
+        // First the fact, then the news of it: whoever hears it may use the session at once.
         self.peer.state.send_replace(State { attached: Some(attached), ..State::default() });
+        self.tell(Event::Connected { peer, session, resumed: false, path: PathKind::Direct });
+    }
+
+    /// Tells what happened. A visitor shares the key of a node, and is nobody's presence: of it nothing is told.
+    fn tell(&self, event: Event) {
+        if self.peer.visitor.is_none() {
+            self.hub.emit(event);
+        }
     }
 
     fn give_up(&self, link: &Link, code: CloseCode) {
@@ -453,7 +481,7 @@ impl Owner {
         self.peer.known().seen = Some(SystemTime::now());
         self.peer.state.send_modify(|state| state.attached = None);
         self.supervise(Input::Lost);
-        self.hub.emit(Event::Disconnected { peer: self.peer.id, reason });
+        self.tell(Event::Disconnected { peer: self.peer.id, reason });
     }
 
     fn broken(&mut self, error: &ControlError) {
@@ -489,7 +517,7 @@ impl Owner {
             }
             PathEvent::Addresses(addresses) => self.peer.learn(addresses, false),
             PathEvent::Draining => {
-                self.peer.ending.store(true, std::sync::atomic::Ordering::Relaxed);
+                self.peer.ending.store(true, SeqCst);
                 // Whoever waits for the session waits for the next one from here on.
                 self.peer.state.send_modify(|state| state.attached = None);
                 self.call_ended().await;
@@ -500,8 +528,10 @@ impl Owner {
     }
 
     async fn policy_changed(&mut self) {
-        if self.path.is_some() && !self.hub.policy().decide(&self.peer.id, Action::Connect, "").is_permit() {
+        if self.path.is_some() && !self.is_permitted() {
             self.goodbye(Goodbye::Refused, DisconnectReason::RefusedHere).await;
+        } else if self.peer.unreached() == Some(Unreached::Denied) && self.is_permitted() {
+            self.supervise(Input::NetworkChanged);
         }
     }
 
@@ -523,7 +553,7 @@ impl Owner {
 
     async fn drain(&mut self, done: oneshot::Sender<()>) {
         self.draining = Some((Instant::now() + self.hub.own().limits.drain, done));
-        self.peer.ending.store(true, std::sync::atomic::Ordering::Relaxed);
+        self.peer.ending.store(true, SeqCst);
         self.attempts.abort_all();
         if let Some(path) = &mut self.path {
             path.drain().await;
@@ -533,10 +563,10 @@ impl Owner {
 
     /// A call of ours ended while one of the two nodes goes down.
     async fn call_ended(&mut self) {
-        let calling = self.hub.own().limits.calls_in_flight - self.peer.calls.available_permits();
+        // Calls that wait for the next session have leave too, and are none of this one's.
         if let Some(path) = &mut self.path
             && path.attached.is_draining()
-            && calling == 0
+            && path.attached.calling() == 0
         {
             path.calls_answered().await;
         }
@@ -548,6 +578,16 @@ impl Owner {
         let answered = self.path.as_ref().is_none_or(Path::both_answered);
         if answered || Instant::now() >= *deadline {
             self.goodbye(Goodbye::Down, DisconnectReason::Here).await;
+        }
+    }
+}
+
+impl Drop for Owner {
+    /// However it ends, nobody waits for it any more.
+    fn drop(&mut self) {
+        self.peer.state.send_modify(|state| *state = State { gone: true, attached: None, ..state.clone() });
+        if let Some((_, done)) = self.draining.take() {
+            let _ = done.send(());
         }
     }
 }

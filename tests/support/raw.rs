@@ -92,8 +92,41 @@ impl RawPeer {
         RawSession { connection, control, attach: theirs.attach }
     }
 
+    /// Answers the next node that dials with these messages instead of the right ones, except for a hello's attach number of 1,
+    /// which is made right. Gives that number.
+    pub async fn answer_with(&self, messages: &[Control]) -> (Connection, u64) {
+        let (connection, mut control, theirs) = self.greeted().await;
+        for message in messages {
+            let message = match message.clone() {
+                Control::Hello(hello) if hello.attach == 1 => Control::Hello(Hello { attach: theirs.attach, ..hello }),
+                other => other,
+            };
+            control.send(&message).await;
+        }
+        // Kept until the connection ends, so that nothing is cut off.
+        tokio::spawn({
+            let connection = connection.clone();
+            async move {
+                connection.closed().await;
+                drop(control);
+            }
+        });
+        (connection, theirs.attach)
+    }
+
     /// A session with the next node that dials, as an honest peer would make it.
     pub async fn answer(&self) -> RawSession {
+        let (connection, mut control, theirs) = self.greeted().await;
+        let session = SessionId::random();
+        control.send(&Control::Hello(Hello { session: Some(session), attach: theirs.attach, ..hello() })).await;
+        control.send(&Control::Attach(attach(session, theirs.attach))).await;
+        let Control::Attach(_) = control.next().await else { panic!("no attach") };
+        RawSession { connection, control, attach: theirs.attach }
+    }
+}
+
+impl RawPeer {
+    async fn greeted(&self) -> (Connection, RawControl, Hello) {
         let incoming = self.endpoint.accept().await.expect("the endpoint is open");
         let connection = incoming.accept().unwrap().await.unwrap();
         let (send, mut recv) = connection.accept_bi().await.unwrap();
@@ -101,11 +134,7 @@ impl RawPeer {
         recv.read_exact(&mut kind).await.unwrap();
         let mut control = RawControl { send, recv, frames: Frames::new(limits::CONTROL_MESSAGE_BYTES) };
         let Control::Hello(theirs) = control.next().await else { panic!("no hello") };
-        let session = SessionId::random();
-        control.send(&Control::Hello(Hello { session: Some(session), attach: theirs.attach, ..hello() })).await;
-        control.send(&Control::Attach(attach(session, theirs.attach))).await;
-        let Control::Attach(_) = control.next().await else { panic!("no attach") };
-        RawSession { connection, control, attach: theirs.attach }
+        (connection, control, theirs)
     }
 }
 
@@ -124,6 +153,11 @@ pub struct RawControl {
 }
 
 impl RawControl {
+    /// The half of a control stream that is read.
+    pub fn receiving(recv: RecvStream) -> RawReceived {
+        RawReceived { recv, frames: Frames::new(limits::CONTROL_MESSAGE_BYTES) }
+    }
+
     pub async fn send(&mut self, message: &Control) {
         let mut buf = Vec::new();
         put_message(&mut buf, message);
@@ -141,6 +175,24 @@ impl RawControl {
             }
         })
         .await
+    }
+}
+
+/// What is read of a control stream.
+pub struct RawReceived {
+    recv: RecvStream,
+    frames: Frames,
+}
+
+impl RawReceived {
+    /// The first message, if one comes before the end.
+    pub async fn first(&mut self) -> Option<Control> {
+        loop {
+            if let Some(frame) = self.frames.next_frame().unwrap() {
+                return Some(codec::decode(&frame).unwrap());
+            }
+            self.frames.push(self.recv.read_chunk(usize::MAX, true).await.ok()??.bytes);
+        }
     }
 }
 
