@@ -3,12 +3,15 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use quinn::crypto::HmacKey;
 use quinn::{EndpointConfig, IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
 use quinn_proto::HashedConnectionIdGenerator;
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
 use rustls::pki_types::CertificateDer;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -46,6 +49,14 @@ impl RestartKeys {
         let mut reset = [0; 64];
         rand::Rng::fill_bytes(&mut rand::rng(), &mut reset);
         Self { reset, connection_id: rand::random() }
+    }
+
+    /// Those of a node that keeps nothing but its key: its next process makes the same ones. They are signatures that nobody
+    /// ever sees.
+    pub fn of(key: &SecretKey) -> Self {
+        let connection_id = key.sign(b"volt: marks connection ids");
+        let connection_id = u64::from_le_bytes(std::array::from_fn(|at| connection_id[at]));
+        Self { reset: key.sign(b"volt: makes stateless reset tokens"), connection_id }
     }
 }
 
@@ -120,32 +131,38 @@ pub enum DialError {
 #[derive(Clone, Debug)]
 pub struct Endpoint {
     inner: quinn::Endpoint,
-    client: quinn::ClientConfig,
+    client: Arc<rustls::ClientConfig>,
+    transport: Arc<TransportConfig>,
     local: Arc<Vec<SocketAddr>>,
     gate: Arc<Mutex<Gate>>,
+    dials: Arc<AtomicU64>,
 }
 
 impl Endpoint {
-    /// Binds the sockets and makes the TLS configurations. Must be told where the network lives.
+    /// Binds the sockets and makes the TLS configurations. Must be told where the network lives. With a seed QUIC's own choices
+    /// are the same in every run; only simulations give one.
     pub fn bind(
         key: &SecretKey,
         restart: &RestartKeys,
         transport: Transport,
         bounds: &Bounds,
         network: &Network,
+        seed: Option<u64>,
     ) -> Result<Self, BindError> {
         let transport_config = Arc::new(transport_config());
         let tls = |error: tls::TlsError| BindError::Tls(error.to_string());
         let mut server = quinn::ServerConfig::with_crypto(tls::quinn_server_crypto(key, tls::ALPN).map_err(tls)?);
         server.transport_config(transport_config.clone());
-        let mut client = quinn::ClientConfig::new(tls::quinn_client_crypto(key, tls::ALPN).map_err(tls)?);
-        client.transport_config(transport_config);
+        let client = Arc::new(tls::client_config(key, tls::ALPN).map_err(tls)?);
 
         let (socket, runtime, local) = open(transport, bounds.limits.socket_buffer_bytes, network)?;
         let gate = Gate::new(&bounds.limits, bounds.exempt.clone());
+        let mut config = endpoint_config(restart);
+        config.rng_seed(seed.map(|seed| StdRng::seed_from_u64(seed).random()));
         let _context = network.handle().enter();
-        let inner = quinn::Endpoint::new_with_abstract_socket(endpoint_config(restart), Some(server), socket, runtime)?;
-        Ok(Self { inner, client, local: Arc::new(local), gate: Arc::new(Mutex::new(gate)) })
+        let inner = quinn::Endpoint::new_with_abstract_socket(config, Some(server), socket, runtime)?;
+        let (local, gate, dials) = (Arc::new(local), Arc::new(Mutex::new(gate)), Arc::default());
+        Ok(Self { inner, client, transport: transport_config, local, gate, dials })
     }
 
     /// The addresses bound, with the ports the kernel chose.
@@ -158,19 +175,34 @@ impl Endpoint {
         self.gate().refused()
     }
 
-    /// Dials an address and makes sure that the key we want answers. Takes at most [`limits::HANDSHAKE`]. Cancel-safe: a
-    /// dropped dial leaves nothing behind.
+    /// Dials begun so far.
+    pub fn dials(&self) -> u64 {
+        self.dials.load(Relaxed)
+    }
+
+    /// QUIC connections there are: links, handshakes under way, and what was closed a moment ago.
+    pub fn connections(&self) -> usize {
+        self.inner.open_connections()
+    }
+
+    /// Dials an address and makes sure that the key we want answers: when another one does, the handshake fails before that
+    /// node learns who we are. Takes at most [`limits::HANDSHAKE`]. Cancel-safe: a dropped dial leaves nothing behind.
     pub async fn dial(&self, address: SocketAddr, expected: NodeId) -> Result<Link, DialError> {
         let target = self.reachable(address);
+        let failed = |error: tls::TlsError| DialError::Handshake(address, error.to_string());
+        let mut config = quinn::ClientConfig::new(tls::quinn_wanting(&self.client, expected).map_err(failed)?);
+        config.transport_config(self.transport.clone());
+        self.dials.fetch_add(1, Relaxed);
         let connecting = self
             .inner
-            .connect_with(self.client.clone(), target, SERVER_NAME)
+            .connect_with(config, target, SERVER_NAME)
             .map_err(|error| DialError::Address(address, error.to_string()))?;
         let connection = match timeout(limits::HANDSHAKE, connecting).await {
             Ok(Ok(connection)) => connection,
             Ok(Err(quinn::ConnectionError::TimedOut)) | Err(_) => return Err(DialError::TimedOut(address)),
-            Ok(Err(error)) => return Err(DialError::Handshake(address, handshake_text(error))),
+            Ok(Err(error)) => return Err(dial_error(address, error)),
         };
+        // The handshake has seen to it; what everything rests on is worth a second look.
         let found = peer(&connection).map_err(|text| DialError::Handshake(address, text))?;
         let link = Link::new(connection, found, true);
         if found != expected {
@@ -253,6 +285,13 @@ async fn handshake(incoming: quinn::Incoming) -> Result<Link, String> {
     Ok(Link::new(connection, peer, false))
 }
 
+fn dial_error(address: SocketAddr, error: quinn::ConnectionError) -> DialError {
+    match tls::certificate_error(&error) {
+        Some(tls::CertificateError::WrongKey { found }) => DialError::WrongKey { address, found },
+        _ => DialError::Handshake(address, handshake_text(error)),
+    }
+}
+
 fn handshake_text(error: quinn::ConnectionError) -> String {
     tls::certificate_error(&error).map_or_else(|| LostReason::from(error.clone()).to_string(), |error| error.to_string())
 }
@@ -317,3 +356,6 @@ fn transport_config() -> TransportConfig {
         .mtu_discovery_config(Some(mtu));
     config
 }
+
+#[cfg(test)]
+mod tests;

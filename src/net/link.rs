@@ -161,12 +161,6 @@ impl Link {
     pub fn lost(&self) -> Option<LostReason> {
         self.connection.close_reason().map(LostReason::from)
     }
-
-    /// Keying material bound to this link (RFC 8446 section 7.5), for later proofs.
-    #[cfg(test)]
-    pub(crate) fn quinn(&self) -> &quinn::Connection {
-        &self.connection
-    }
 }
 
 /// An IPv4 address in IPv6 clothes is an IPv4 address.

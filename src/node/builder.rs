@@ -115,7 +115,7 @@ impl Builder {
         self
     }
 
-    /// Draws the times of attempts from this seed.
+    /// Draws the times of attempts, and QUIC's own choices, from this seed.
     #[doc(hidden)]
     pub fn seed(mut self, seed: u64) -> Self {
         self.seed = Some(seed);
@@ -153,7 +153,7 @@ impl Builder {
         let network = Network::choose().map_err(net::BindError::System)?;
         let bounds = Bounds { limits: config.limits.clone(), exempt: config.exempt.clone() };
         let endpoint = match self.transport {
-            Some(transport) => Endpoint::bind(&kept.key, &kept.restart, transport, &bounds, &network)?,
+            Some(transport) => Endpoint::bind(&kept.key, &kept.restart, transport, &bounds, &network, self.seed)?,
             None => kept.bind(&config.listen, self.visitor, &bounds, &network)?,
         };
         let own = Own {
@@ -216,9 +216,10 @@ impl Kept {
         read: bool,
     ) -> Result<Self, BindError> {
         let Some(path) = home else {
+            // A key that was given comes back with the next process, and so do the peers' dead links to this one.
+            let restart = key.as_ref().filter(|_| !visitor).map_or_else(RestartKeys::random, RestartKeys::of);
             let key = key.unwrap_or_else(SecretKey::generate);
             let (stored_rules, stored_peers) = Default::default();
-            let restart = RestartKeys::random();
             return Ok(Self { key, restart, home: None, store: None, lock: None, config: None, stored_rules, stored_peers });
         };
         let home = if visitor { Home::existing(&path)? } else { Home::open(&path)? };
@@ -240,8 +241,9 @@ impl Kept {
 
     /// Binds where the configuration says; without a word from it, at the default port, the one chosen before, or a free one.
     fn bind(&self, listen: &[SocketAddr], visitor: bool, bounds: &Bounds, network: &Network) -> Result<Endpoint, BindError> {
-        let bind =
-            |addresses: Vec<SocketAddr>| Endpoint::bind(&self.key, &self.restart, Transport::Udp(addresses), bounds, network);
+        let bind = |addresses: Vec<SocketAddr>| {
+            Endpoint::bind(&self.key, &self.restart, Transport::Udp(addresses), bounds, network, None)
+        };
         if !listen.is_empty() && !visitor {
             return Ok(bind(listen.to_vec())?);
         }

@@ -132,9 +132,13 @@ impl Hub {
                 let _ = tokio::time::timeout(limits::ANSWER_BOUND, link.closed()).await;
                 Err(GreetError::Stale)
             }
-            Verdict::Park => match waits.expect("made when the verdict was park").await {
-                Ok(Parked::Accept(_, attach)) => Ok(attach),
-                Ok(Parked::Close(_)) | Err(_) => Err(GreetError::Unneeded),
+            Verdict::Park => tokio::select! {
+                biased;
+                told = waits.expect("made when the verdict was park") => match told {
+                    Ok(Parked::Accept(_, attach)) => Ok(attach),
+                    Ok(Parked::Close(_)) | Err(_) => Err(GreetError::Unneeded),
+                },
+                reason = link.closed() => Err(ControlError::Path(PathError::Lost(reason)).into()),
             },
         }
     }

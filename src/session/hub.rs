@@ -1,7 +1,7 @@
 //! All sessions of a node: who is wanted, who is here, and the tasks that see to it. One owner task per peer; this file starts
 //! them, hands them links, and joins them.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -11,7 +11,6 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use super::accept::Acceptor;
-use super::attached::Attached;
 use super::event::Event;
 use super::greet::{GreetError, Greeted};
 use super::peer::{Command, Owner, Peer};
@@ -60,8 +59,9 @@ struct Inner {
     acceptor: Arc<dyn Acceptor>,
     roster: Mutex<Roster>,
     parked: Mutex<HashMap<LinkNumber, oneshot::Sender<Parked>>>,
-    peers: Mutex<HashMap<NodeId, Arc<Peer>>>,
-    visitors: Mutex<HashMap<(NodeId, BootId), Arc<Peer>>>,
+    /// In order, so that what is done to all of them is done in the same order in every simulation.
+    peers: Mutex<BTreeMap<NodeId, Arc<Peer>>>,
+    visitors: Mutex<BTreeMap<(NodeId, BootId), Arc<Peer>>>,
     /// Gone once the tasks have been told to end: then every reader is told that there is no more.
     events: Mutex<Option<broadcast::Sender<Event>>>,
     owners: mpsc::UnboundedSender<Owner>,
@@ -292,11 +292,6 @@ impl Hub {
         Ok(())
     }
 
-    /// Sessions that are up.
-    pub fn attached(&self) -> Vec<Arc<Attached>> {
-        self.peers().iter().filter_map(|peer| peer.attached()).collect()
-    }
-
     /// Ends everything in good order: each peer is told, calls in flight are finished within the time the limits grant. Waits for it.
     pub async fn drain(&self) {
         self.0.draining.store(true, SeqCst);
@@ -318,11 +313,6 @@ impl Hub {
 
     pub(super) fn count_refused(&self) {
         self.0.refused.fetch_add(1, Relaxed);
-    }
-
-    /// Waits until the tasks are to end. Cancel-safe.
-    pub async fn stopped(&self) {
-        let _ = self.0.stop.subscribe().wait_for(|stop| *stop).await;
     }
 
     /// Ends the tasks now, and the events.

@@ -225,6 +225,11 @@ impl Path {
         let _ = self.send.send(&[Control::Ping { seq }]).await;
     }
 
+    /// Has the path prove itself at the next tick: it may lead nowhere any more.
+    pub fn probe(&mut self) {
+        self.liveness.probe();
+    }
+
     /// Looks at the time: pings, or finds the path dead.
     pub async fn tick(&mut self) -> Option<PathEvent> {
         let now = Instant::now();

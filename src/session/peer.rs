@@ -240,7 +240,7 @@ impl Owner {
             known: Mutex::default(),
         });
         let owner = Self {
-            backoff: Backoff::new(hub.own().profile),
+            backoff: Backoff::with_limits(hub.own().profile, &hub.own().limits),
             random: StdRng::seed_from_u64(hub.own().seed ^ u64::from_le_bytes(first_eight(&id))),
             wake: None,
             running: HashMap::new(),
@@ -366,7 +366,12 @@ impl Owner {
         let error = match outcome {
             Ok(greeted) => {
                 self.peer.learn([address], true);
-                return self.attach(greeted).await;
+                self.attach(greeted).await;
+                // Lost at once, or not needed: the supervisor must not wait for it. Else it has heard of better.
+                if self.path.is_none() {
+                    self.supervise(Input::Failed(attempt));
+                }
+                return;
             }
             Err(error) => error,
         };
@@ -408,7 +413,7 @@ impl Owner {
                 self.running.clear();
                 self.goodbye(Goodbye::Disconnect, DisconnectReason::Here).await;
                 // Whoever wants the peer again starts afresh.
-                self.backoff = Backoff::new(self.hub.own().profile);
+                self.backoff = Backoff::with_limits(self.hub.own().profile, &self.hub.own().limits);
             }
             Command::PeerDialled => self.supervise(Input::PeerDialled),
             Command::Attach(greeted) => self.attach(*greeted).await,
@@ -417,7 +422,13 @@ impl Owner {
                     path.ping(answer).await;
                 }
             }
-            Command::NetworkChanged => self.supervise(Input::NetworkChanged),
+            Command::NetworkChanged => {
+                self.supervise(Input::NetworkChanged);
+                if let Some(path) = &mut self.path {
+                    path.probe();
+                    self.tick().await;
+                }
+            }
             Command::Drain(done) => self.drain(done).await,
         }
     }
