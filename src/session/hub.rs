@@ -61,7 +61,8 @@ struct Inner {
     parked: Mutex<HashMap<LinkNumber, oneshot::Sender<Parked>>>,
     peers: Mutex<HashMap<NodeId, Arc<Peer>>>,
     visitors: Mutex<HashMap<(NodeId, BootId), Arc<Peer>>>,
-    events: broadcast::Sender<Event>,
+    /// Gone once the tasks have been told to end: then every reader is told that there is no more.
+    events: Mutex<Option<broadcast::Sender<Event>>>,
     owners: mpsc::UnboundedSender<Owner>,
     stop: watch::Sender<bool>,
     refused: AtomicU64,
@@ -88,7 +89,7 @@ impl Hub {
             parked: Mutex::default(),
             peers: Mutex::default(),
             visitors: Mutex::default(),
-            events: broadcast::channel(EVENTS).0,
+            events: Mutex::new(Some(broadcast::channel(EVENTS).0)),
             owners,
             stop: watch::Sender::new(false),
             refused: AtomicU64::new(0),
@@ -129,14 +130,17 @@ impl Hub {
         *lock(&self.0.addresses) = addresses;
     }
 
-    /// Events from now on.
+    /// Events from now on. They end when the hub is stopped.
     pub fn events(&self) -> broadcast::Receiver<Event> {
-        self.0.events.subscribe()
+        let subscribed = lock(&self.0.events).as_ref().map(broadcast::Sender::subscribe);
+        subscribed.unwrap_or_else(|| broadcast::channel(1).1)
     }
 
     pub(super) fn emit(&self, event: Event) {
         tracing::info!(?event);
-        let _ = self.0.events.send(event);
+        if let Some(events) = &*lock(&self.0.events) {
+            let _ = events.send(event);
+        }
     }
 
     pub(super) fn roster(&self) -> MutexGuard<'_, Roster> {
@@ -282,9 +286,10 @@ impl Hub {
         let _ = self.0.stop.subscribe().wait_for(|stop| *stop).await;
     }
 
-    /// Ends the tasks now.
+    /// Ends the tasks now, and the events.
     pub fn stop(&self) {
         self.0.stop.send_replace(true);
+        lock(&self.0.events).take();
     }
 }
 
