@@ -275,8 +275,13 @@ impl Path {
     /// Says goodbye, and gives it a moment to arrive.
     pub async fn goodbye(&mut self, goodbye: Goodbye) {
         if self.send.send(&[Control::Goodbye(goodbye)]).await.is_ok() {
-            let _ = timeout(GOODBYE, self.attached.link().closed()).await;
+            let _ = timeout(GOODBYE, self.farewell()).await;
         }
+    }
+
+    /// Waits until the peer has closed, or says goodbye too: then neither need wait for the other.
+    async fn farewell(&mut self) {
+        while !matches!(self.recv.next().await, Ok(Control::Goodbye(_)) | Err(_)) {}
     }
 }
 

@@ -93,8 +93,8 @@ impl RawPeer {
     }
 
     /// Answers the next node that dials with these messages instead of the right ones, except for a hello's attach number of 1,
-    /// which is made right. Gives that number.
-    pub async fn answer_with(&self, messages: &[Control]) -> (Connection, u64) {
+    /// which is made right.
+    pub async fn answer_with(&self, messages: &[Control]) -> Connection {
         let (connection, mut control, theirs) = self.greeted().await;
         for message in messages {
             let message = match message.clone() {
@@ -111,7 +111,7 @@ impl RawPeer {
                 drop(control);
             }
         });
-        (connection, theirs.attach)
+        connection
     }
 
     /// A session with the next node that dials, as an honest peer would make it.
