@@ -47,7 +47,7 @@ pub fn bodies(c: &mut Criterion) {
         at_ms: 1_700_000_000_000 + n,
         value: n as f64 / 7.0,
         tags: vec![("site".into(), "north".into()), ("unit".into(), "celsius".into())],
-        raw: (n % 4 == 0).then(|| vec![n as u8; 32]),
+        raw: n.is_multiple_of(4).then(|| vec![n as u8; 32]),
     };
     let readings: Vec<Reading> = (0..64).map(reading).collect();
     let config = bincode::config::standard();
