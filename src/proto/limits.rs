@@ -45,8 +45,9 @@ pub const BODY_DEPTH: usize = 64;
 pub const STRANGER_STREAMS: u32 = 3;
 /// Connection window of a stranger, in bytes.
 pub const STRANGER_WINDOW_BYTES: u32 = 64 * KIB as u32;
-/// Streams a permitted peer may hold open at once.
-pub const STREAMS: u32 = 1_024 + 64;
+/// Streams a permitted peer may hold open at once. A quarter above the calls in flight: quinn tells the peer of streams it may
+/// open again only when more than an eighth of this is due.
+pub const STREAMS: u32 = 1_024 + 256;
 /// Receive window of one stream, in bytes.
 pub const STREAM_WINDOW_BYTES: u32 = (MIB + 256 * KIB) as u32;
 /// Connection window of an idle session, in bytes.

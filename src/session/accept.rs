@@ -102,8 +102,12 @@ async fn slowly(
         match parse(&first) {
             Parsed::Part => match recv.read().await {
                 Ok(Some(more)) => first = join(&first, &more),
-                Ok(None) => break,
-                Err(_) => return,
+                // Given up before any of it had left: no id will come, and none is missing.
+                Ok(None) => {
+                    attached.ended_unheard();
+                    break;
+                }
+                Err(_) => return attached.ended_unheard(),
             },
             Parsed::Whole(head, purpose, len) if purpose == Purpose::Call || head.stream == 0 => {
                 first.advance(len);

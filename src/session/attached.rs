@@ -194,6 +194,11 @@ impl Attached {
         Some((StreamSend::accepted(send, self.clone()), StreamRecv::new(recv, opened, (!first.is_empty()).then_some(first))))
     }
 
+    /// A stream of the peer ended before its head was here. Its id will never be seen.
+    pub(super) fn ended_unheard(&self) {
+        self.accepted().unheard();
+    }
+
     /// Leave to run one more handler; waits while too many run. The permit is held until the handler has ended.
     pub(super) async fn handler_permit(&self) -> OwnedSemaphorePermit {
         self.handlers.clone().acquire_owned().await.expect("this semaphore is never closed")

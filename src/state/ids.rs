@@ -12,7 +12,8 @@ use thiserror::Error;
 
 use crate::proto::limits;
 
-/// How many ids past the watermark one may be. An opener cannot be further ahead while its stream credit is below this.
+/// How many ids past the watermark one may be. An opener cannot be further ahead while its stream credit is below this, but for
+/// streams that ended [unheard](Accepter::unheard).
 pub const AHEAD: u64 = 4_096;
 /// Most gaps remembered. One more closes the oldest: a stream reset before its head arrived leaves a gap that nothing fills.
 pub const GAPS: usize = 4_096;
@@ -95,7 +96,8 @@ pub enum IdError {
     /// As many streams are live as may be. The id was not taken and can come again.
     #[error("too many live streams")]
     TooManyLive,
-    /// The peer broke the protocol: further past the watermark than [`AHEAD`], or listed beyond its own next id.
+    /// The peer broke the protocol: further past the watermark than [`AHEAD`] and the streams that ended
+    /// [unheard](Accepter::unheard), or listed beyond its own next id.
     #[error("the stream id is too far ahead")]
     TooFarAhead,
     /// The peer broke the protocol: an id that is not its side's to open.
@@ -131,6 +133,8 @@ pub struct Accepter {
     live: usize,
     gaps: usize,
     gaps_closed: u64,
+    /// Streams that ended before their head arrived, as far as no gap stands for them yet.
+    unheard: u64,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -160,7 +164,14 @@ impl Accepter {
             live: 0,
             gaps: 0,
             gaps_closed: 0,
+            unheard: 0,
         }
+    }
+
+    /// A stream of the opener ended before its head arrived: an id was handed out that will not be seen, so the next one may be
+    /// that much further ahead. QUIC drops what it has not sent of a stream that is reset, its head too.
+    pub fn unheard(&mut self) {
+        self.unheard += 1;
     }
 
     /// Judges the id of a stream that arrived; a fresh one is live until [`finished`](Self::finished).
@@ -173,9 +184,10 @@ impl Accepter {
         match state {
             State::Live => return Ok(Accepted::Live),
             State::Over => return Err(IdError::Closed),
-            State::Unseen if index - self.next > AHEAD => return Err(IdError::TooFarAhead),
+            State::Unseen if index - self.next > AHEAD + self.unheard => return Err(IdError::TooFarAhead),
             State::Unseen | State::Gap if self.live >= limits::LIVE_STREAMS => return Err(IdError::TooManyLive),
             State::Unseen => {
+                self.unheard = self.unheard.saturating_sub(index - self.next);
                 while self.next < index {
                     self.advance(State::Gap);
                 }
