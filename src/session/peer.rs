@@ -220,6 +220,8 @@ pub(super) struct Owner {
     running: HashMap<AttemptId, AbortHandle>,
     turn: usize,
     draining: Option<(Instant, oneshot::Sender<()>)>,
+    /// A peer that is not wanted and whose path broke off is waited for until then: whoever holds the session goes on with it.
+    expected_until: Option<Instant>,
 }
 
 impl Owner {
@@ -247,6 +249,7 @@ impl Owner {
             attempts: JoinSet::new(),
             turn: 0,
             draining: None,
+            expected_until: None,
         };
         (peer, owner)
     }
@@ -283,6 +286,9 @@ impl Owner {
         if self.path.is_some() || !self.attempts.is_empty() || (self.wanted() && self.draining.is_none()) {
             return false;
         }
+        if self.draining.is_none() && self.expected_until.is_some_and(|until| Instant::now() < until) {
+            return false;
+        }
         let (peer, commands, draining) = (&self.peer, &self.commands, self.draining.is_some());
         self.hub.retire(peer, || commands.is_empty() && (draining || !peer.is_wanted()))
     }
@@ -296,7 +302,8 @@ impl Owner {
         let path = self.path.as_ref().map(Path::wake);
         let draining = self.draining.as_ref().map(|(deadline, _)| *deadline);
         let dialling = self.wake.filter(|_| self.path.is_none() && self.wanted());
-        [path, draining, dialling].into_iter().flatten().min().unwrap_or_else(far)
+        let expected = self.expected_until.filter(|_| self.path.is_none() && !self.wanted());
+        [path, draining, dialling, expected].into_iter().flatten().min().unwrap_or_else(far)
     }
 
     /// Tells the supervisor what happened, and does what it says.
@@ -325,11 +332,11 @@ impl Owner {
         let now = Instant::now().into_std();
         let mut usable = self.peer.addresses();
         usable.retain(|address| !self.backoff.is_set_aside(*address, now));
-        self.turn = self.turn.wrapping_add(1);
         let Some(address) = usable.get(self.turn % usable.len().max(1)).copied() else {
             self.failed(Unreached::NoAddress);
             return Some(Input::Failed(dial.attempt));
         };
+        self.turn = self.turn.wrapping_add(1);
         let (hub, id) = (self.hub.clone(), self.peer.id);
         let running = self.attempts.spawn(async move {
             let greeted = async {
@@ -386,6 +393,7 @@ impl Owner {
         match command {
             Command::Want(addresses) => {
                 self.peer.learn(addresses.into_iter().rev(), true);
+                self.turn = 0;
                 if self.path.is_none() {
                     self.supervise(Input::NetworkChanged);
                 }
@@ -393,6 +401,7 @@ impl Owner {
             Command::Release => {
                 self.attempts.abort_all();
                 self.goodbye(Goodbye::Disconnect, DisconnectReason::Here).await;
+                self.expected_until = None;
                 // Whoever wants the peer again starts afresh.
                 self.backoff = Backoff::new(self.hub.own().profile);
             }
@@ -441,6 +450,8 @@ impl Owner {
         let attached = path.attached.clone();
         self.path = Some(path);
         self.peer.known().seen = Some(SystemTime::now());
+        // Next time the likeliest address goes first again.
+        self.turn = 0;
         self.supervise(Input::Connected);
         self.hub.emit(Event::Connected {
             peer: self.peer.id,
@@ -464,6 +475,8 @@ impl Owner {
         self.peer.known().seen = Some(SystemTime::now());
         self.peer.state.send_modify(|state| state.attached = None);
         self.supervise(Input::Lost);
+        let broke_off = self.peer.visitor.is_none() && !reason.is_deliberate();
+        self.expected_until = broke_off.then(|| Instant::now() + limits::RESUME_WINDOW);
         self.hub.emit(Event::Disconnected { peer: self.peer.id, reason });
     }
 
@@ -517,6 +530,7 @@ impl Owner {
     }
 
     async fn tick(&mut self) {
+        self.expected_until = self.expected_until.filter(|until| Instant::now() < *until);
         match &mut self.path {
             Some(path) => {
                 if let Some(event) = path.tick().await {
