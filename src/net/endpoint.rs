@@ -3,7 +3,7 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use super::link::{Link, LostReason, canonical};
+use super::link::{Counted, Link, LostReason, canonical};
 use super::runtime::{Driver, Network};
 use super::{socket, tls};
 use crate::id::{NodeId, SecretKey};
@@ -32,6 +32,10 @@ const SERVER_NAME: &str = "volt";
 /// Largest datagram tried for. A path takes what it can: 1,452 bytes across the internet, this much over loopback and jumbo
 /// frames, where it moves bulk data half again as fast. Above 8,900 bytes black holes were found where there were none.
 const DATAGRAM_BYTES: u16 = 6_500;
+
+/// How often a link asks again whether its path takes larger datagrams by now. Each time costs up to a hundred packets, which
+/// wake an idle phone; QUIC's usual 10 min would make them more than everything else an idle link sends.
+const MTU_INTERVAL: Duration = Duration::from_secs(3_600);
 
 /// The two secrets that let a restarted node tell its peers at once that their old links are dead. They must survive the
 /// restart, and nobody else may know them.
@@ -136,6 +140,10 @@ pub struct Endpoint {
     local: Arc<Vec<SocketAddr>>,
     gate: Arc<Mutex<Gate>>,
     dials: Arc<AtomicU64>,
+    /// Links alive, and dials under way.
+    links: Arc<AtomicUsize>,
+    dialling: Arc<AtomicUsize>,
+    retry_above: usize,
 }
 
 impl Endpoint {
@@ -161,8 +169,17 @@ impl Endpoint {
         config.rng_seed(seed.map(|seed| StdRng::seed_from_u64(seed).random()));
         let _context = network.handle().enter();
         let inner = quinn::Endpoint::new_with_abstract_socket(config, Some(server), socket, runtime)?;
-        let (local, gate, dials) = (Arc::new(local), Arc::new(Mutex::new(gate)), Arc::default());
-        Ok(Self { inner, client, transport: transport_config, local, gate, dials })
+        Ok(Self {
+            inner,
+            client,
+            transport: transport_config,
+            local: Arc::new(local),
+            gate: Arc::new(Mutex::new(gate)),
+            dials: Arc::default(),
+            links: Arc::default(),
+            dialling: Arc::default(),
+            retry_above: bounds.limits.retry_above,
+        })
     }
 
     /// The addresses bound, with the ports the kernel chose.
@@ -180,9 +197,16 @@ impl Endpoint {
         self.dials.load(Relaxed)
     }
 
-    /// QUIC connections there are: links, handshakes under way, and what was closed a moment ago.
-    pub fn connections(&self) -> usize {
-        self.inner.open_connections()
+    /// Links that somebody still holds.
+    pub fn links(&self) -> usize {
+        self.links.load(Relaxed)
+    }
+
+    /// QUIC connections that came to nothing yet, or any more: handshakes of newcomers, and what was closed and is not forgotten.
+    /// Among the latter are some that QUIC remembers for as long as [`limits::QUIC_IDLE`]: when a close is the first packet that
+    /// arrives of a connection, quinn 0.11 begins one and sets no timer to end it.
+    fn unfinished(&self) -> usize {
+        self.inner.open_connections().saturating_sub(self.links() + self.dialling.load(Relaxed))
     }
 
     /// Dials an address and makes sure that the key we want answers: when another one does, the handshake fails before that
@@ -193,6 +217,7 @@ impl Endpoint {
         let mut config = quinn::ClientConfig::new(tls::quinn_wanting(&self.client, expected).map_err(failed)?);
         config.transport_config(self.transport.clone());
         self.dials.fetch_add(1, Relaxed);
+        let _dialling = Counted::new(&self.dialling);
         let connecting = self
             .inner
             .connect_with(config, target, SERVER_NAME)
@@ -204,7 +229,7 @@ impl Endpoint {
         };
         // The handshake has seen to it; what everything rests on is worth a second look.
         let found = peer(&connection).map_err(|text| DialError::Handshake(address, text))?;
-        let link = Link::new(connection, found, true);
+        let link = Link::new(connection, found, true, Counted::new(&self.links));
         if found != expected {
             link.close(CloseCode::WrongKey);
             return Err(DialError::WrongKey { address, found });
@@ -232,6 +257,11 @@ impl Endpoint {
 
     fn admit(&self, incoming: quinn::Incoming, links: &mpsc::Sender<Link>) -> Option<impl Future<Output = ()> + use<>> {
         let (address, proved) = (incoming.remote_address(), incoming.remote_address_validated());
+        // What is left of failed handshakes takes memory too, and a sender that hides its address must not have it pile up.
+        if !proved && self.unfinished() >= self.retry_above {
+            let _ = incoming.retry();
+            return None;
+        }
         let now = tokio::time::Instant::now().into_std();
         match self.gate().ask(address.ip(), proved, now) {
             Admission::Accept => {}
@@ -244,9 +274,9 @@ impl Endpoint {
                 return None;
             }
         }
-        let links = links.clone();
+        let (links, count) = (links.clone(), self.links.clone());
         Some(async move {
-            match timeout(limits::HANDSHAKE, handshake(incoming)).await {
+            match timeout(limits::HANDSHAKE, handshake(incoming, &count)).await {
                 Ok(Ok(link)) => drop(links.send(link).await),
                 Ok(Err(error)) => tracing::debug!(%address, error, "handshake failed"),
                 Err(_) => tracing::debug!(%address, "handshake timed out"),
@@ -279,10 +309,10 @@ impl Endpoint {
     }
 }
 
-async fn handshake(incoming: quinn::Incoming) -> Result<Link, String> {
+async fn handshake(incoming: quinn::Incoming, links: &Arc<AtomicUsize>) -> Result<Link, String> {
     let connection = incoming.accept().map_err(handshake_text)?.await.map_err(handshake_text)?;
     let peer = peer(&connection)?;
-    Ok(Link::new(connection, peer, false))
+    Ok(Link::new(connection, peer, false, Counted::new(links)))
 }
 
 fn dial_error(address: SocketAddr, error: quinn::ConnectionError) -> DialError {
@@ -341,7 +371,7 @@ fn endpoint_config(restart: &RestartKeys) -> EndpointConfig {
 /// How links behave until their peer is permitted: few streams and a small window; a peer we know gets more at once.
 fn transport_config() -> TransportConfig {
     let mut mtu = MtuDiscoveryConfig::default();
-    mtu.upper_bound(DATAGRAM_BYTES);
+    mtu.upper_bound(DATAGRAM_BYTES).interval(MTU_INTERVAL);
     let mut config = TransportConfig::default();
     config
         .max_concurrent_bidi_streams(VarInt::from_u32(limits::STRANGER_STREAMS))

@@ -88,8 +88,8 @@ pub struct Counts {
     pub refused_sessions: u64,
     /// Dials begun.
     pub dials: u64,
-    /// QUIC connections there are now: links, handshakes under way, and what was closed a moment ago.
-    pub connections: usize,
+    /// Links there are now.
+    pub links: usize,
 }
 
 impl Node {
@@ -354,7 +354,7 @@ impl Node {
             refused_handshakes: self.0.hub.endpoint().refused(),
             refused_sessions: self.0.hub.refused(),
             dials: self.0.hub.endpoint().dials(),
-            connections: self.0.hub.endpoint().connections(),
+            links: self.0.hub.endpoint().links(),
         }
     }
 

@@ -26,7 +26,7 @@ pub enum Verdict {
     },
     /// Do not answer yet: our own dial crossed this one and goes first. Another output says what becomes of it.
     Park,
-    /// Close it: the number proposed is past. The number to tell the peer, so that its next proposal is right.
+    /// The number proposed is past. The number to tell the peer, so that its next proposal is right.
     Stale(u64),
     /// Close it: too many visitors of this identity.
     TooMany,
@@ -86,7 +86,7 @@ impl Roster {
         if entry.link.is_some() || entry.dial.is_some() {
             return None;
         }
-        let attach = entry.attach.max(entry.proposed) + 1;
+        let attach = entry.attach.max(entry.proposed).checked_add(1)?;
         entry.proposed = attach;
         entry.dial = Some(Dial { link, attach });
         Some(attach)
@@ -125,10 +125,16 @@ impl Roster {
         (entry.take(link, boot, attach), parked)
     }
 
-    /// The peer told us that our proposal was past: `attach` is the highest it knows of our two processes.
-    pub fn outpaced(&mut self, peer: NodeId, attach: u64) {
+    /// The peer told us that our proposal was past: `known` is the highest it knows of our two processes. The number to propose
+    /// instead, on the same link; `None` if that dial is over.
+    pub fn outpaced(&mut self, peer: NodeId, link: LinkNumber, known: u64) -> Option<u64> {
         let entry = self.nodes.entry(peer).or_default();
-        entry.proposed = entry.proposed.max(attach);
+        entry.proposed = entry.proposed.max(known);
+        let dial = entry.dial.as_mut().filter(|dial| dial.link == link)?;
+        // A peer that says anything: past the last number there is none, and the dial fails.
+        dial.attach = entry.attach.max(entry.proposed).checked_add(1)?;
+        entry.proposed = dial.attach;
+        Some(dial.attach)
     }
 
     /// A link ended, whatever it was. If another one waited for it, says what becomes of that.

@@ -164,3 +164,28 @@ async fn one_address_gets_a_burst_and_then_its_rate() {
     assert!(a.dial(address(2), key(2).id()).await.is_ok());
     accepting.abort();
 }
+
+/// quinn 0.11 keeps a connection whose first packet is a close until its idle timeout, without a word to us.
+#[tokio::test(start_paused = true)]
+async fn closes_without_a_beginning_make_newcomers_prove_their_address() {
+    let network = SimNetwork::new(5);
+    let b = simulated(&network, 2);
+    let accepting = tokio::spawn({
+        let b = b.clone();
+        async move { b.accept(mpsc::channel(1).0).await }
+    });
+    for host in 0..200 {
+        let transport = Transport::Abstract(network.host([10, 1, 0, host]).socket(PORT), Arc::new(SimRuntime));
+        let a = endpoint(&key(1), transport, &Bounds::default());
+        network.isolate([10, 1, 0, host]);
+        let stalled = stall(&a, 2);
+        sleep(Duration::from_millis(50)).await;
+        network.rejoin([10, 1, 0, host]);
+        drop(stalled);
+        sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(b.inner.open_connections(), limits::RETRY_ABOVE, "were it 0, quinn would have mended this");
+    let honest = simulated(&network, 1);
+    honest.dial(address(2), key(2).id()).await.expect("it proves its address");
+    accepting.abort();
+}

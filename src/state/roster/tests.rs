@@ -83,8 +83,12 @@ fn a_hello_that_comes_too_late_is_told_the_number_that_is_current() {
     roster.greeted(peer, 1, Role::Node, BOOT, 3);
     assert_eq!(roster.greeted(peer, 2, Role::Node, BOOT, 2), Verdict::Stale(3));
     let (mut other, peer) = self::roster(true);
-    other.outpaced(peer, 3);
-    assert_eq!(other.propose(peer, 9), Some(4));
+    assert_eq!(other.propose(peer, 9), Some(1));
+    assert_eq!(other.outpaced(peer, 9, 3), Some(4), "on the same link");
+    assert_eq!(other.outpaced(peer, 8, 7), None, "that dial is over");
+    other.ended(peer, 9);
+    assert_eq!(other.propose(peer, 10), Some(8));
+    assert_eq!(other.outpaced(peer, 10, u64::MAX), None, "what a peer says overflows nothing");
 }
 
 #[test]

@@ -201,7 +201,7 @@ impl Schedule {
         match (self.wires[link].stage[end], message) {
             (Stage::Closed, _) => {}
             (_, Message::Close) => self.close(link, end),
-            (Stage::Listening, Message::Hello(boot, attach)) => {
+            (Stage::Listening | Stage::Told, Message::Hello(boot, attach)) => {
                 match self.nodes[end].roster.greeted(peer, link, Role::Node, boot, attach) {
                     Verdict::Accept { attach, .. } => self.agree(link, end, boot, attach),
                     Verdict::Park => self.wires[link].stage[end] = Stage::Parked,
@@ -212,10 +212,13 @@ impl Schedule {
                     Verdict::TooMany => unreachable!("there are no visitors"),
                 }
             }
-            (Stage::Asked(_), Message::Past(attach)) => {
-                self.nodes[end].roster.outpaced(peer, attach);
-                self.close(link, end);
-            }
+            (Stage::Asked(_), Message::Past(attach)) => match self.nodes[end].roster.outpaced(peer, link, attach) {
+                Some(attach) => {
+                    self.wires[link].stage[end] = Stage::Asked(attach);
+                    self.send(link, end, Message::Hello(own, attach));
+                }
+                None => self.close(link, end),
+            },
             (Stage::Asked(asked), Message::Agreed(boot, attach)) if asked == attach => {
                 let (verdict, parked) = self.nodes[end].roster.answered(peer, link, boot, attach);
                 self.resolve(end, parked);
