@@ -115,8 +115,8 @@ fn der(tag: u8, content: &[&[u8]]) -> Vec<u8> {
     let content = content.concat();
     let [high, low] = u16::try_from(content.len()).expect("nothing here is that long").to_be_bytes();
     let head = match content.len() {
-        ..0x80 => vec![tag, low],
-        ..0x100 => vec![tag, 0x81, low],
+        0..0x80 => vec![tag, low],
+        0x80..0x100 => vec![tag, 0x81, low],
         _ => vec![tag, 0x82, high, low],
     };
     [head, content].concat()

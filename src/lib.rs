@@ -63,7 +63,8 @@
 //! * [`guide::protocol`]: every message byte by byte.
 //! * [`guide::security`]: what is defended, what is not, and what a stranger costs.
 //! * [`node::config`]: what can be configured, in code and in `volt.toml`; [`proto::limits`]: every bound.
-//! * The `volt` command: `volt --help`, and the README for a first walk.
+//! * The `volt` command: `volt --help`, and the README for a first walk. The module `local`, with the feature `cli`: the HTTP API behind
+//!   it.
 //!
 //! # Features and platforms
 //!

@@ -138,7 +138,8 @@ impl Calling<'_> {
         if shape == Shape::Unary {
             let timeout = if self.head.stream { self.asked } else { self.unary };
             let reply = self.request(timeout).unary_raw(body).await?;
-            return Ok(self.reply(&reply).await);
+            self.reply(&reply).await;
+            return Ok(());
         }
         let mut replies = self.request(self.asked).server_stream_raw(body).await?;
         while let Some(reply) = replies.next_raw().await? {

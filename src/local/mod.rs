@@ -13,6 +13,7 @@ mod offers;
 pub mod peers;
 pub mod rules;
 mod serve;
+mod streams;
 mod types;
 
 pub use call::{Replies, Requests, call};

@@ -208,4 +208,34 @@ mod tests {
         }
         node.shutdown().await;
     }
+
+    #[tokio::test]
+    async fn programs_get_no_bincode_and_not_too_much_at_once() {
+        let listen = || Node::builder().listen("127.0.0.1:0".parse().unwrap());
+        let (server, client) = (listen().open(true).bind().await.unwrap(), listen().bind().await.unwrap());
+        let (calls, mut taken) = mpsc::channel(CALLS);
+        let offers = Offers::new(server.clone());
+        let offering = offers.add(offer("x/y"), calls).unwrap();
+        let session = client.connect(server.ticket()).await.unwrap();
+        let refused = session.call::<_, ()>("x/y", &()).await.unwrap_err();
+        assert_eq!(refused.code(), Code::InvalidArgument);
+
+        let call = || session.request("x/y").content_type(ContentType::Json).unary_raw(b"1".to_vec());
+        let waiting = futures_util::future::join_all((0..CALLS).map(|_| call()));
+        let too_many = async {
+            let mut held = Vec::new();
+            while held.len() < CALLS {
+                held.push(taken.recv().await.unwrap());
+            }
+            call().await
+        };
+        let (waited, too_many) = tokio::join!(waiting, too_many);
+        assert_eq!(too_many.unwrap_err().code(), Code::ResourceExhausted);
+        // Whoever held the calls has dropped them.
+        assert!(waited.into_iter().all(|ended| ended.unwrap_err().code() == Code::Unavailable));
+        drop(offering);
+        assert_eq!(call().await.unwrap_err().code(), Code::NotFound);
+        client.shutdown().await;
+        server.shutdown().await;
+    }
 }

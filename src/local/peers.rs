@@ -102,11 +102,11 @@ impl Guests {
     /// # Errors
     /// [`Failure`]: refused, or nobody there.
     pub async fn session(&self, node: &Node, target: &Target, within: Duration, fail_fast: bool) -> Result<Guest, Failure> {
-        let wanted = node.peers().await?.iter().any(|peer| peer.id == target.id && peer.wanted && !peer.visitor);
-        let there = node.session(target.id).filter(|session| wanted || session.state() == SessionState::Connected);
+        let there = node.session(target.id).filter(|session| session.state() != SessionState::Idle);
         let (session, held) = match there {
             Some(session) if !self.holds(target.id) => {
-                if wanted && !target.addresses.is_empty() {
+                if session.state() == SessionState::Connecting && !target.addresses.is_empty() {
+                    // It is wanted already, and perhaps this is where it is.
                     node.hold(target.id, &target.addresses);
                 }
                 (session, None)

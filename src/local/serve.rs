@@ -187,8 +187,10 @@ async fn answer(offer: &Offer, answers: &mut Answers, replies: &mut Sender<Bytes
     loop {
         let line = match answers.recv().await {
             Some(Ok(line)) => line,
-            Some(Err(failure)) => return Err(internal(&format!("the program that serves this broke off: {failure}"))),
-            None => return Err(Status::new(Code::Unavailable, "the program that serves this method is gone")),
+            Some(Err(failure)) if failure.cause == Cause::Usage => {
+                return Err(internal(&format!("what serves this method gave nonsense: {failure}")));
+            }
+            Some(Err(_)) | None => return Err(Status::new(Code::Unavailable, "the program that serves this method is gone")),
         };
         let message = match line {
             CallLine::Status(line) => {

@@ -3,18 +3,21 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use quinn::crypto::HmacKey;
 use quinn::{EndpointConfig, IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
 use quinn_proto::HashedConnectionIdGenerator;
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
 use rustls::pki_types::CertificateDer;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use super::link::{Link, LostReason, canonical};
+use super::link::{Counted, Link, LostReason, canonical};
 use super::runtime::{Driver, Network};
 use super::{socket, tls};
 use crate::id::{NodeId, SecretKey};
@@ -29,6 +32,10 @@ const SERVER_NAME: &str = "volt";
 /// Largest datagram tried for. A path takes what it can: 1,452 bytes across the internet, this much over loopback and jumbo
 /// frames, where it moves bulk data half again as fast. Above 8,900 bytes black holes were found where there were none.
 const DATAGRAM_BYTES: u16 = 6_500;
+
+/// How often a link asks again whether its path takes larger datagrams by now. Each time costs up to a hundred packets, which
+/// wake an idle phone; QUIC's usual 10 min would make them more than everything else an idle link sends.
+const MTU_INTERVAL: Duration = Duration::from_secs(3_600);
 
 /// The two secrets that let a restarted node tell its peers at once that their old links are dead. They must survive the
 /// restart, and nobody else may know them.
@@ -46,6 +53,14 @@ impl RestartKeys {
         let mut reset = [0; 64];
         rand::Rng::fill_bytes(&mut rand::rng(), &mut reset);
         Self { reset, connection_id: rand::random() }
+    }
+
+    /// Those of a node that keeps nothing but its key: its next process makes the same ones. They are signatures that nobody
+    /// ever sees.
+    pub fn of(key: &SecretKey) -> Self {
+        let connection_id = key.sign(b"volt: marks connection ids");
+        let connection_id = u64::from_le_bytes(std::array::from_fn(|at| connection_id[at]));
+        Self { reset: key.sign(b"volt: makes stateless reset tokens"), connection_id }
     }
 }
 
@@ -120,32 +135,51 @@ pub enum DialError {
 #[derive(Clone, Debug)]
 pub struct Endpoint {
     inner: quinn::Endpoint,
-    client: quinn::ClientConfig,
+    client: Arc<rustls::ClientConfig>,
+    transport: Arc<TransportConfig>,
     local: Arc<Vec<SocketAddr>>,
     gate: Arc<Mutex<Gate>>,
+    dials: Arc<AtomicU64>,
+    /// Links alive, and dials under way.
+    links: Arc<AtomicUsize>,
+    dialling: Arc<AtomicUsize>,
+    retry_above: usize,
 }
 
 impl Endpoint {
-    /// Binds the sockets and makes the TLS configurations. Must be told where the network lives.
+    /// Binds the sockets and makes the TLS configurations. Must be told where the network lives. With a seed QUIC's own choices
+    /// are the same in every run; only simulations give one.
     pub fn bind(
         key: &SecretKey,
         restart: &RestartKeys,
         transport: Transport,
         bounds: &Bounds,
         network: &Network,
+        seed: Option<u64>,
     ) -> Result<Self, BindError> {
         let transport_config = Arc::new(transport_config());
         let tls = |error: tls::TlsError| BindError::Tls(error.to_string());
         let mut server = quinn::ServerConfig::with_crypto(tls::quinn_server_crypto(key, tls::ALPN).map_err(tls)?);
         server.transport_config(transport_config.clone());
-        let mut client = quinn::ClientConfig::new(tls::quinn_client_crypto(key, tls::ALPN).map_err(tls)?);
-        client.transport_config(transport_config);
+        let client = Arc::new(tls::client_config(key, tls::ALPN).map_err(tls)?);
 
         let (socket, runtime, local) = open(transport, bounds.limits.socket_buffer_bytes, network)?;
         let gate = Gate::new(&bounds.limits, bounds.exempt.clone());
+        let mut config = endpoint_config(restart);
+        config.rng_seed(seed.map(|seed| StdRng::seed_from_u64(seed).random()));
         let _context = network.handle().enter();
-        let inner = quinn::Endpoint::new_with_abstract_socket(endpoint_config(restart), Some(server), socket, runtime)?;
-        Ok(Self { inner, client, local: Arc::new(local), gate: Arc::new(Mutex::new(gate)) })
+        let inner = quinn::Endpoint::new_with_abstract_socket(config, Some(server), socket, runtime)?;
+        Ok(Self {
+            inner,
+            client,
+            transport: transport_config,
+            local: Arc::new(local),
+            gate: Arc::new(Mutex::new(gate)),
+            dials: Arc::default(),
+            links: Arc::default(),
+            dialling: Arc::default(),
+            retry_above: bounds.limits.retry_above,
+        })
     }
 
     /// The addresses bound, with the ports the kernel chose.
@@ -158,21 +192,44 @@ impl Endpoint {
         self.gate().refused()
     }
 
-    /// Dials an address and makes sure that the key we want answers. Takes at most [`limits::HANDSHAKE`]. Cancel-safe: a
-    /// dropped dial leaves nothing behind.
+    /// Dials begun so far.
+    pub fn dials(&self) -> u64 {
+        self.dials.load(Relaxed)
+    }
+
+    /// Links that somebody still holds.
+    pub fn links(&self) -> usize {
+        self.links.load(Relaxed)
+    }
+
+    /// QUIC connections that came to nothing yet, or any more: handshakes of newcomers, and what was closed and is not forgotten.
+    /// Among the latter are some that QUIC remembers for as long as [`limits::QUIC_IDLE`]: when a close is the first packet that
+    /// arrives of a connection, quinn 0.11 begins one and sets no timer to end it.
+    fn unfinished(&self) -> usize {
+        self.inner.open_connections().saturating_sub(self.links() + self.dialling.load(Relaxed))
+    }
+
+    /// Dials an address and makes sure that the key we want answers: when another one does, the handshake fails before that
+    /// node learns who we are. Takes at most [`limits::HANDSHAKE`]. Cancel-safe: a dropped dial leaves nothing behind.
     pub async fn dial(&self, address: SocketAddr, expected: NodeId) -> Result<Link, DialError> {
         let target = self.reachable(address);
+        let failed = |error: tls::TlsError| DialError::Handshake(address, error.to_string());
+        let mut config = quinn::ClientConfig::new(tls::quinn_wanting(&self.client, expected).map_err(failed)?);
+        config.transport_config(self.transport.clone());
+        self.dials.fetch_add(1, Relaxed);
+        let _dialling = Counted::new(&self.dialling);
         let connecting = self
             .inner
-            .connect_with(self.client.clone(), target, SERVER_NAME)
+            .connect_with(config, target, SERVER_NAME)
             .map_err(|error| DialError::Address(address, error.to_string()))?;
         let connection = match timeout(limits::HANDSHAKE, connecting).await {
             Ok(Ok(connection)) => connection,
             Ok(Err(quinn::ConnectionError::TimedOut)) | Err(_) => return Err(DialError::TimedOut(address)),
-            Ok(Err(error)) => return Err(DialError::Handshake(address, handshake_text(error))),
+            Ok(Err(error)) => return Err(dial_error(address, error)),
         };
+        // The handshake has seen to it; what everything rests on is worth a second look.
         let found = peer(&connection).map_err(|text| DialError::Handshake(address, text))?;
-        let link = Link::new(connection, found, true);
+        let link = Link::new(connection, found, true, Counted::new(&self.links));
         if found != expected {
             link.close(CloseCode::WrongKey);
             return Err(DialError::WrongKey { address, found });
@@ -200,6 +257,11 @@ impl Endpoint {
 
     fn admit(&self, incoming: quinn::Incoming, links: &mpsc::Sender<Link>) -> Option<impl Future<Output = ()> + use<>> {
         let (address, proved) = (incoming.remote_address(), incoming.remote_address_validated());
+        // What is left of failed handshakes takes memory too, and a sender that hides its address must not have it pile up.
+        if !proved && self.unfinished() >= self.retry_above {
+            let _ = incoming.retry();
+            return None;
+        }
         let now = tokio::time::Instant::now().into_std();
         match self.gate().ask(address.ip(), proved, now) {
             Admission::Accept => {}
@@ -212,9 +274,9 @@ impl Endpoint {
                 return None;
             }
         }
-        let links = links.clone();
+        let (links, count) = (links.clone(), self.links.clone());
         Some(async move {
-            match timeout(limits::HANDSHAKE, handshake(incoming)).await {
+            match timeout(limits::HANDSHAKE, handshake(incoming, &count)).await {
                 Ok(Ok(link)) => drop(links.send(link).await),
                 Ok(Err(error)) => tracing::debug!(%address, error, "handshake failed"),
                 Err(_) => tracing::debug!(%address, "handshake timed out"),
@@ -247,10 +309,17 @@ impl Endpoint {
     }
 }
 
-async fn handshake(incoming: quinn::Incoming) -> Result<Link, String> {
+async fn handshake(incoming: quinn::Incoming, links: &Arc<AtomicUsize>) -> Result<Link, String> {
     let connection = incoming.accept().map_err(handshake_text)?.await.map_err(handshake_text)?;
     let peer = peer(&connection)?;
-    Ok(Link::new(connection, peer, false))
+    Ok(Link::new(connection, peer, false, Counted::new(links)))
+}
+
+fn dial_error(address: SocketAddr, error: quinn::ConnectionError) -> DialError {
+    match tls::certificate_error(&error) {
+        Some(tls::CertificateError::WrongKey { found }) => DialError::WrongKey { address, found },
+        _ => DialError::Handshake(address, handshake_text(error)),
+    }
 }
 
 fn handshake_text(error: quinn::ConnectionError) -> String {
@@ -302,7 +371,7 @@ fn endpoint_config(restart: &RestartKeys) -> EndpointConfig {
 /// How links behave until their peer is permitted: few streams and a small window; a peer we know gets more at once.
 fn transport_config() -> TransportConfig {
     let mut mtu = MtuDiscoveryConfig::default();
-    mtu.upper_bound(DATAGRAM_BYTES);
+    mtu.upper_bound(DATAGRAM_BYTES).interval(MTU_INTERVAL);
     let mut config = TransportConfig::default();
     config
         .max_concurrent_bidi_streams(VarInt::from_u32(limits::STRANGER_STREAMS))
@@ -317,3 +386,6 @@ fn transport_config() -> TransportConfig {
         .mtu_discovery_config(Some(mtu));
     config
 }
+
+#[cfg(test)]
+mod tests;

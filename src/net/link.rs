@@ -1,6 +1,8 @@
 //! A link: an authenticated QUIC connection to a neighbour, and its streams. Nothing above this file sees quinn.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -87,11 +89,29 @@ pub struct Link {
     connection: quinn::Connection,
     peer: NodeId,
     dialled: bool,
+    _counted: Arc<Counted>,
+}
+
+/// One of what a number counts, until it is dropped.
+#[derive(Debug)]
+pub(super) struct Counted(Arc<AtomicUsize>);
+
+impl Counted {
+    pub(super) fn new(count: &Arc<AtomicUsize>) -> Self {
+        count.fetch_add(1, Relaxed);
+        Self(count.clone())
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
 }
 
 impl Link {
-    pub(super) fn new(connection: quinn::Connection, peer: NodeId, dialled: bool) -> Self {
-        Self { connection, peer, dialled }
+    pub(super) fn new(connection: quinn::Connection, peer: NodeId, dialled: bool, counted: Counted) -> Self {
+        Self { connection, peer, dialled, _counted: Arc::new(counted) }
     }
 
     /// The key the other end has proved to hold.
@@ -160,12 +180,6 @@ impl Link {
     /// How the link ended, if it has.
     pub fn lost(&self) -> Option<LostReason> {
         self.connection.close_reason().map(LostReason::from)
-    }
-
-    /// Keying material bound to this link (RFC 8446 section 7.5), for later proofs.
-    #[cfg(test)]
-    pub(crate) fn quinn(&self) -> &quinn::Connection {
-        &self.connection
     }
 }
 

@@ -69,7 +69,6 @@ pub(crate) fn client_config(key: &SecretKey, alpn: &[u8]) -> Result<ClientConfig
 
 /// The same, but the handshake itself fails with [`CertificateError::WrongKey`] when another node than `id` answers. That
 /// node then never learns who dialled: the client shows its certificate only after it accepted the server's.
-#[cfg_attr(not(test), allow(dead_code, reason = "for dials that must not show who we are to the wrong node"))]
 pub(crate) fn wanting(config: &ClientConfig, id: NodeId) -> ClientConfig {
     let mut config = config.clone();
     config.dangerous().set_certificate_verifier(Arc::new(Verifier { wanted: Some(id) }));
@@ -81,9 +80,9 @@ pub(crate) fn quinn_server_crypto(key: &SecretKey, alpn: &[u8]) -> Result<Arc<Qu
     Ok(Arc::new(QuicServerConfig::try_from(server_config(key, alpn)?)?))
 }
 
-/// [`client_config`] for quinn.
-pub(crate) fn quinn_client_crypto(key: &SecretKey, alpn: &[u8]) -> Result<Arc<QuicClientConfig>, TlsError> {
-    Ok(Arc::new(QuicClientConfig::try_from(client_config(key, alpn)?)?))
+/// [`wanting`] for quinn.
+pub(crate) fn quinn_wanting(config: &ClientConfig, id: NodeId) -> Result<Arc<QuicClientConfig>, TlsError> {
+    Ok(Arc::new(QuicClientConfig::try_from(wanting(config, id))?))
 }
 
 /// Why *we* refused the peer's certificate, if that is how the connection failed. `None` when the peer refused ours: of that

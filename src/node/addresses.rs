@@ -29,7 +29,7 @@ fn spell_out(listening: &[SocketAddr], interfaces: &[IpAddr]) -> Vec<SocketAddr>
         let useful: Vec<_> = others.into_iter().filter(|ip| !is_link_local(ip)).collect();
         // Its own loopback is of use to others on the machine only, and elsewhere leads to somebody else.
         let chosen = if useful.is_empty() { loopback } else { useful };
-        chosen.into_iter().for_each(|ip| add(ip));
+        chosen.into_iter().for_each(&mut add);
     }
     found.truncate(limits::ADDRESSES);
     found

@@ -4,6 +4,8 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use zeroize::Zeroizing;
+
 use super::config::{Config, DEFAULT_LISTEN, PeerRef};
 use super::home::{Home, Lock, files};
 use super::rules::Rules;
@@ -25,7 +27,7 @@ pub struct Builder {
     config: Config,
     /// Whether the configuration was given whole, and the home's is not to be read.
     whole: bool,
-    passphrase: Option<String>,
+    passphrase: Option<Zeroizing<String>>,
     key: Option<SecretKey>,
     services: Vec<Service>,
     visitor: bool,
@@ -49,7 +51,7 @@ impl Builder {
 
     /// The passphrase of the key in the home; also for making one.
     pub fn passphrase(mut self, passphrase: impl Into<String>) -> Self {
-        self.passphrase = Some(passphrase.into());
+        self.passphrase = Some(Zeroizing::new(passphrase.into()));
         self
     }
 
@@ -115,7 +117,7 @@ impl Builder {
         self
     }
 
-    /// Draws the times of attempts from this seed.
+    /// Draws the times of attempts, and QUIC's own choices, from this seed.
     #[doc(hidden)]
     pub fn seed(mut self, seed: u64) -> Self {
         self.seed = Some(seed);
@@ -133,7 +135,7 @@ impl Builder {
         let kept = tokio::task::spawn_blocking({
             let (home, key, passphrase, visitor) = (self.config.home.clone(), self.key.clone(), self.passphrase, self.visitor);
             let read = !self.whole;
-            move || Kept::open(home, key, passphrase.as_deref(), visitor, read)
+            move || Kept::open(home, key, passphrase.as_ref().map(|text| text.as_str()), visitor, read)
         });
         let mut kept = kept.await.map_err(|error| BindError::System(error.to_string()))??;
         let mut config = overlay(kept.config.take(), self.config);
@@ -153,7 +155,7 @@ impl Builder {
         let network = Network::choose().map_err(net::BindError::System)?;
         let bounds = Bounds { limits: config.limits.clone(), exempt: config.exempt.clone() };
         let endpoint = match self.transport {
-            Some(transport) => Endpoint::bind(&kept.key, &kept.restart, transport, &bounds, &network)?,
+            Some(transport) => Endpoint::bind(&kept.key, &kept.restart, transport, &bounds, &network, self.seed)?,
             None => kept.bind(&config.listen, self.visitor, &bounds, &network)?,
         };
         let own = Own {
@@ -216,9 +218,10 @@ impl Kept {
         read: bool,
     ) -> Result<Self, BindError> {
         let Some(path) = home else {
+            // A key that was given comes back with the next process, and so do the peers' dead links to this one.
+            let restart = key.as_ref().filter(|_| !visitor).map_or_else(RestartKeys::random, RestartKeys::of);
             let key = key.unwrap_or_else(SecretKey::generate);
             let (stored_rules, stored_peers) = Default::default();
-            let restart = RestartKeys::random();
             return Ok(Self { key, restart, home: None, store: None, lock: None, config: None, stored_rules, stored_peers });
         };
         let home = if visitor { Home::existing(&path)? } else { Home::open(&path)? };
@@ -240,8 +243,9 @@ impl Kept {
 
     /// Binds where the configuration says; without a word from it, at the default port, the one chosen before, or a free one.
     fn bind(&self, listen: &[SocketAddr], visitor: bool, bounds: &Bounds, network: &Network) -> Result<Endpoint, BindError> {
-        let bind =
-            |addresses: Vec<SocketAddr>| Endpoint::bind(&self.key, &self.restart, Transport::Udp(addresses), bounds, network);
+        let bind = |addresses: Vec<SocketAddr>| {
+            Endpoint::bind(&self.key, &self.restart, Transport::Udp(addresses), bounds, network, None)
+        };
         if !listen.is_empty() && !visitor {
             return Ok(bind(listen.to_vec())?);
         }

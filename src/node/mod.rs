@@ -86,6 +86,10 @@ pub struct Counts {
     pub refused_handshakes: u64,
     /// Sessions refused by policy or a limit.
     pub refused_sessions: u64,
+    /// Dials begun.
+    pub dials: u64,
+    /// Links there are now.
+    pub links: usize,
 }
 
 impl Node {
@@ -349,6 +353,8 @@ impl Node {
             panics: served.panics,
             refused_handshakes: self.0.hub.endpoint().refused(),
             refused_sessions: self.0.hub.refused(),
+            dials: self.0.hub.endpoint().dials(),
+            links: self.0.hub.endpoint().links(),
         }
     }
 
@@ -390,14 +396,7 @@ impl Node {
         }
         let (hub, mut events) = (self.0.hub.clone(), self.0.hub.events());
         let task = self.0.network.spawn(async move {
-            // The hub that is asked holds the sender of these events, so they never end by themselves.
-            loop {
-                let event = tokio::select! {
-                    biased;
-                    event = next(&mut events) => event,
-                    () = hub.stopped() => None,
-                };
-                let Some(event) = event else { return };
+            while let Some(event) = next(&mut events).await {
                 let Event::Connected { peer, .. } = event else { continue };
                 let addresses = hub.known_peer(peer).map(|peer| peer.addresses()).unwrap_or_default();
                 let store = store.clone();

@@ -69,7 +69,8 @@ impl<'a> Call<'a> {
         self
     }
 
-    /// Marks calls that are one call: 1 to 64 bytes.
+    /// A key of 1 to 64 bytes that a call made again has in common with the first: handed to the handler, which can tell by it.
+    /// The library itself neither repeats calls nor drops repeated ones.
     pub fn idempotency_key(mut self, key: impl Into<Vec<u8>>) -> Self {
         self.idempotency_key = Some(key.into());
         self
@@ -215,6 +216,10 @@ impl<'a> Call<'a> {
         let mut lost: Option<Arc<Attached>> = None;
         loop {
             let attached = self.attached(deadline, lost.as_ref()).await?;
+            guard.charge = match &body {
+                Some(body) => attached.reserve(Share::Calls, body.len()).await,
+                None => None,
+            };
             guard.calling = attached.begin_call();
             let opened = match &guard.calling {
                 Some(_) => attached.open().await.map_err(|error| error.to_string()),
@@ -302,6 +307,8 @@ struct InFlight {
     peer: Arc<Peer>,
     permit: Option<OwnedSemaphorePermit>,
     calling: Option<Calling>,
+    /// Room for the request's body.
+    charge: Charge,
 }
 
 impl InFlight {
@@ -309,7 +316,7 @@ impl InFlight {
     async fn new(peer: &Arc<Peer>) -> Result<Self, CallError> {
         let permit = peer.calls().clone().acquire_owned().await;
         let permit = permit.map_err(|_| CallError::NotSent("the node has stopped".into()))?;
-        Ok(Self { peer: peer.clone(), permit: Some(permit), calling: None })
+        Ok(Self { peer: peer.clone(), permit: Some(permit), calling: None, charge: None })
     }
 }
 
@@ -317,6 +324,7 @@ impl InFlight {
     /// It is in flight on no path any more.
     fn over(&mut self) {
         self.calling = None;
+        self.charge = None;
         self.peer.call_has_ended();
     }
 }
@@ -355,7 +363,11 @@ impl<T: Serialize> CallSender<T> {
         check_size(&body)?;
         let ended = || CallError::OutcomeUnknown("the call has ended".into());
         let mut send = self.send.take().ok_or_else(ended)?;
-        let written = within(self.deadline, true, write_message(&mut send, Vec::new(), body)).await?;
+        let write = async {
+            let _charge = send.attached().clone().reserve(Share::Calls, body.len()).await;
+            write_message(&mut send, Vec::new(), body).await
+        };
+        let written = within(self.deadline, true, write).await?;
         written.map_err(|error| CallError::OutcomeUnknown(error.to_string()))?;
         self.send = Some(send);
         Ok(())

@@ -65,7 +65,7 @@ impl Context {
         self.0.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()))
     }
 
-    /// Calls with the same key are one call, made again.
+    /// The caller's key, if it gave one: a call with a key seen before is that call, made again.
     pub fn idempotency_key(&self) -> Option<&[u8]> {
         self.0.idempotency_key.as_deref()
     }

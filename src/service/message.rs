@@ -11,7 +11,7 @@ use super::item::{Charge, Item, Items, write_message};
 use crate::proto::body::{self, ContentType};
 use crate::proto::limits;
 use crate::proto::status::{Code, Status};
-use crate::session::StreamSend;
+use crate::session::{Share, StreamSend};
 
 /// The messages a caller sends, in a handler.
 #[derive(Debug)]
@@ -108,7 +108,9 @@ impl<T: Serialize> Sender<T> {
         let gone = |_| Status::new(Code::Cancelled, "the caller is gone");
         // Taken out meanwhile: a message cut off half-way must not be followed by a status that says all is well.
         let mut send = self.send.take().ok_or_else(|| Status::new(Code::Aborted, "an earlier message was cut off"))?;
+        let charge = send.attached().clone().reserve(Share::Replies, body.len()).await;
         write_message(&mut send, Vec::new(), body).await.map_err(gone)?;
+        drop(charge);
         self.send = Some(send);
         Ok(())
     }

@@ -196,18 +196,24 @@ fn prepare(registry: &Registry, header: &Bytes, recv: &StreamRecv, deadline_max:
         codec::decode_borrowed(header).map_err(|error| Status::new(Code::InvalidArgument, error.to_string()))?;
     let attached = recv.attached();
     if read.method == describe::DESCRIBE {
+        check_shape(&read, Shape::Unary)?;
         return Ok((Found::Describe, parts(&read, describe::DESCRIBE.into(), header, recv, deadline_max)));
     }
     if !attached.may_call(read.method) {
         return Err(Status::new(Code::PermissionDenied, "policy does not allow this call"));
     }
     let lookup = registry.lookup(read.method)?;
-    if lookup.shape != read.shape {
-        let text = format!("{} is a {} call, not a {} one", read.method, lookup.shape.name(), read.shape.name());
-        return Err(Status::new(Code::Unimplemented, text));
-    }
+    check_shape(&read, lookup.shape)?;
     let parts = parts(&read, lookup.path.clone(), header, recv, deadline_max);
     Ok((Found::Method(lookup), parts))
+}
+
+fn check_shape(read: &Header<'_>, shape: Shape) -> Result<(), Status> {
+    if shape == read.shape {
+        return Ok(());
+    }
+    let text = format!("{} is a {} call, not a {} one", read.method, shape.name(), read.shape.name());
+    Err(Status::new(Code::Unimplemented, text))
 }
 
 fn parts(read: &Header<'_>, method: Arc<str>, header: &Bytes, recv: &StreamRecv, deadline_max: Duration) -> Parts {

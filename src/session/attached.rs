@@ -48,7 +48,7 @@ pub struct Attached {
     handlers: Arc<Semaphore>,
     handlers_max: usize,
     share_bytes: usize,
-    shares: [Arc<Semaphore>; 4],
+    shares: [Arc<Semaphore>; 5],
     window: Window,
     pulse: Pulse,
     wake: Notify,
@@ -66,6 +66,10 @@ struct Grants {
 /// could fill it with what they have to say, and have no room left to listen.
 #[derive(Clone, Copy, Debug)]
 pub enum Share {
+    /// Bodies of our calls, until they are answered; one message of a stream, until QUIC has it. The peer then has room for what
+    /// we send, by its own share of [`Share::Requests`]: more would wait there unread, and fill the window that the rest needs
+    /// to arrive.
+    Calls,
     /// Headers of the peer's calls that are not small, until their handlers have ended.
     Headers,
     /// Bodies of the peer's calls, until their handlers have ended.

@@ -79,6 +79,13 @@ pub enum DisconnectReason {
     Path(String),
 }
 
+impl DisconnectReason {
+    /// Whether one of the two nodes wanted it to end: then the peer is not expected back.
+    pub(super) fn is_deliberate(&self) -> bool {
+        matches!(self, Self::Here | Self::ByPeer | Self::PeerDown | Self::Refused | Self::RefusedHere)
+    }
+}
+
 impl From<LostReason> for DisconnectReason {
     fn from(reason: LostReason) -> Self {
         use crate::proto::close::CloseCode;

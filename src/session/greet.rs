@@ -60,14 +60,14 @@ impl Hub {
 
     async fn dialled(&self, link: &Link, attach: u64) -> Result<Greeted, GreetError> {
         let (mut send, mut recv) = control::open(link).await?;
-        send.send(&[Control::Hello(self.hello(link, None, attach))]).await?;
-        // The peer may keep us aside while its own dial is under way, so this takes as long as a dial may.
-        let Control::Hello(hello) = recv.next_within(limits::HANDSHAKE, "answer our hello").await? else {
-            return Err(ControlError::Order("its first message is no hello").into());
-        };
-        check_version(&hello)?;
+        let (mut attach, mut hello) = (attach, self.propose(&mut send, &mut recv, link, attach).await?);
+        if hello.session.is_none() {
+            // We have forgotten what the peer still knows: once more, with the right number.
+            attach = self.roster().outpaced(link.peer(), link.number(), hello.attach).ok_or(GreetError::Stale)?;
+            hello = self.propose(&mut send, &mut recv, link, attach).await?;
+        }
         let Some(session) = hello.session else {
-            self.roster().outpaced(link.peer(), hello.attach);
+            self.roster().outpaced(link.peer(), link.number(), hello.attach);
             return Err(GreetError::Stale);
         };
         if hello.attach != attach || hello.role != Role::Node {
@@ -84,6 +84,23 @@ impl Hub {
         Ok(Greeted { agreement: Agreement { link: link.clone(), hello, session, attach }, send, recv })
     }
 
+    /// Says hello with this attach number, and gives the peer's.
+    async fn propose(
+        &self,
+        send: &mut ControlSend,
+        recv: &mut ControlRecv,
+        link: &Link,
+        attach: u64,
+    ) -> Result<Hello, GreetError> {
+        send.send(&[Control::Hello(self.hello(link, None, attach))]).await?;
+        // The peer may keep us aside while its own dial is under way, so this takes as long as a dial may.
+        let Control::Hello(hello) = recv.next_within(limits::HANDSHAKE, "answer our hello").await? else {
+            return Err(ControlError::Order("its first message is no hello").into());
+        };
+        check_version(&hello)?;
+        Ok(hello)
+    }
+
     /// Greets the peer on a link it dialled. Cancelled, it closes the link.
     pub(super) async fn greet_accepted(&self, link: Link) -> Result<Greeted, GreetError> {
         let guard = Greeting::new(self, &link);
@@ -98,16 +115,20 @@ impl Hub {
         if !decision.is_permit() {
             return Err(GreetError::RefusedHere(format!("policy says {decision:?}")));
         }
-        let hello_due = tokio::time::timeout(limits::HELLO, async {
+        let first = tokio::time::timeout(limits::HELLO, async {
             let (send, mut recv) = control::accept(link).await?;
-            Ok::<_, ControlError>((recv.next().await?, send, recv))
+            Ok::<_, GreetError>((next_hello(&mut recv).await?, send, recv))
         });
-        let (Control::Hello(hello), mut send, mut recv) = hello_due.await.map_err(|_| ControlError::TimedOut("say hello"))??
-        else {
-            return Err(ControlError::Order("its first message is no hello").into());
+        let (mut hello, mut send, mut recv) = first.await.map_err(|_| ControlError::TimedOut("say hello"))??;
+        let attach = match self.verdict(link, &hello).await? {
+            Ok(attach) => attach,
+            Err(known) => {
+                // It has forgotten what we still know: it proposes once more.
+                send.send(&[Control::Hello(self.hello(link, None, known))]).await?;
+                hello = next_hello(&mut recv).await?;
+                self.verdict(link, &hello).await?.map_err(|_| GreetError::Stale)?
+            }
         };
-        check_version(&hello)?;
-        let attach = self.verdict(link, &hello, &mut send).await?;
         let session = SessionId::random();
         link.permit();
         send.send(&[Control::Hello(self.hello(link, Some(session), attach)), attach_message(session, attach)]).await?;
@@ -115,8 +136,9 @@ impl Hub {
         Ok(Greeted { agreement: Agreement { link: link.clone(), hello, session, attach }, send, recv })
     }
 
-    /// The roster's word on a link whose hello came in; waits while it is kept aside.
-    async fn verdict(&self, link: &Link, hello: &Hello, send: &mut ControlSend) -> Result<u64, GreetError> {
+    /// The roster's word on a link whose hello came in; waits while it is kept aside. The attach number agreed, or, if the one
+    /// proposed is past, the highest known.
+    async fn verdict(&self, link: &Link, hello: &Hello) -> Result<Result<u64, u64>, GreetError> {
         let (verdict, waits) = {
             let mut roster = self.roster();
             let verdict = roster.greeted(link.peer(), link.number(), hello.role, hello.boot, hello.attach);
@@ -124,17 +146,16 @@ impl Hub {
             (verdict, waits)
         };
         match verdict {
-            Verdict::Accept { attach, .. } => Ok(attach),
+            Verdict::Accept { attach, .. } => Ok(Ok(attach)),
             Verdict::TooMany => Err(GreetError::RefusedHere("too many visitors of this identity".into())),
-            Verdict::Stale(attach) => {
-                send.send(&[Control::Hello(self.hello(link, None, attach))]).await?;
-                // Closing at once would overtake the hello: the dialler closes when it has read it.
-                let _ = tokio::time::timeout(limits::ANSWER_BOUND, link.closed()).await;
-                Err(GreetError::Stale)
-            }
-            Verdict::Park => match waits.expect("made when the verdict was park").await {
-                Ok(Parked::Accept(_, attach)) => Ok(attach),
-                Ok(Parked::Close(_)) | Err(_) => Err(GreetError::Unneeded),
+            Verdict::Stale(known) => Ok(Err(known)),
+            Verdict::Park => tokio::select! {
+                biased;
+                told = waits.expect("made when the verdict was park") => match told {
+                    Ok(Parked::Accept(_, attach)) => Ok(Ok(attach)),
+                    Ok(Parked::Close(_)) | Err(_) => Err(GreetError::Unneeded),
+                },
+                reason = link.closed() => Err(ControlError::Path(PathError::Lost(reason)).into()),
             },
         }
     }
@@ -233,6 +254,15 @@ impl GreetError {
             GreetError::Control(_) => CloseCode::Protocol,
         }
     }
+}
+
+/// The hello of a peer that dialled us.
+async fn next_hello(recv: &mut ControlRecv) -> Result<Hello, GreetError> {
+    let Control::Hello(hello) = recv.next_within(limits::HELLO, "say hello").await? else {
+        return Err(ControlError::Order("its first message is no hello").into());
+    };
+    check_version(&hello)?;
+    Ok(hello)
 }
 
 fn check_version(hello: &Hello) -> Result<(), GreetError> {

@@ -18,7 +18,9 @@ use crate::proto::limits::Limits;
 /// A session with a peer. Clones share it; dropping them does not end it.
 ///
 /// The handle stays good over the loss of paths: a call made while the peer is not connected waits for it, within its
-/// deadline. It ends when the node releases the peer ([`Session::close`]) or goes down.
+/// deadline. It ends when the node releases the peer ([`Session::close`]) or goes down. On a node that does not itself keep the
+/// session, but was dialled, it also ends when the peer goes in good order, or is away for more than
+/// [120 s](crate::proto::limits::RESUME_WINDOW): ask [`Node::session`](crate::Node::session) for a new one then.
 #[derive(Clone)]
 pub struct Session {
     hub: Hub,

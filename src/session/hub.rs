@@ -1,7 +1,7 @@
 //! All sessions of a node: who is wanted, who is here, and the tasks that see to it. One owner task per peer; this file starts
 //! them, hands them links, and joins them.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -11,14 +11,13 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use super::accept::Acceptor;
-use super::attached::Attached;
 use super::event::Event;
 use super::greet::{GreetError, Greeted};
 use super::peer::{Command, Owner, Peer};
 use super::window::Budget;
 use crate::id::NodeId;
 use crate::net::{Endpoint, Link};
-use crate::policy::PolicyHandle;
+use crate::policy::{Action, PolicyHandle, Subject};
 use crate::proto::close::CloseCode;
 use crate::proto::control::{BootId, Profile, Role};
 use crate::proto::limits::{self, Limits};
@@ -60,9 +59,11 @@ struct Inner {
     acceptor: Arc<dyn Acceptor>,
     roster: Mutex<Roster>,
     parked: Mutex<HashMap<LinkNumber, oneshot::Sender<Parked>>>,
-    peers: Mutex<HashMap<NodeId, Arc<Peer>>>,
-    visitors: Mutex<HashMap<(NodeId, BootId), Arc<Peer>>>,
-    events: broadcast::Sender<Event>,
+    /// In order, so that what is done to all of them is done in the same order in every simulation.
+    peers: Mutex<BTreeMap<NodeId, Arc<Peer>>>,
+    visitors: Mutex<BTreeMap<(NodeId, BootId), Arc<Peer>>>,
+    /// Gone once the tasks have been told to end: then every reader is told that there is no more.
+    events: Mutex<Option<broadcast::Sender<Event>>>,
     owners: mpsc::UnboundedSender<Owner>,
     draining: AtomicBool,
     stop: watch::Sender<bool>,
@@ -90,7 +91,7 @@ impl Hub {
             parked: Mutex::default(),
             peers: Mutex::default(),
             visitors: Mutex::default(),
-            events: broadcast::channel(EVENTS).0,
+            events: Mutex::new(Some(broadcast::channel(EVENTS).0)),
             owners,
             draining: AtomicBool::new(false),
             stop: watch::Sender::new(false),
@@ -132,14 +133,17 @@ impl Hub {
         *lock(&self.0.addresses) = addresses;
     }
 
-    /// Events from now on.
+    /// Events from now on. They end when the hub is stopped.
     pub fn events(&self) -> broadcast::Receiver<Event> {
-        self.0.events.subscribe()
+        let subscribed = lock(&self.0.events).as_ref().map(broadcast::Sender::subscribe);
+        subscribed.unwrap_or_else(|| broadcast::channel(1).1)
     }
 
     pub(super) fn emit(&self, event: Event) {
         tracing::info!(?event);
-        let _ = self.0.events.send(event);
+        if let Some(events) = &*lock(&self.0.events) {
+            let _ = events.send(event);
+        }
     }
 
     pub(super) fn roster(&self) -> MutexGuard<'_, Roster> {
@@ -278,7 +282,7 @@ impl Hub {
             return Err(GreetError::RefusedHere("too many sessions".into()));
         }
         let from = link.remote().ip();
-        if from.is_loopback() || self.known_peer(link.peer()).is_some() {
+        if from.is_loopback() || self.is_named(link.peer()) {
             return Ok(());
         }
         let same = attached.iter().filter(|attached| scope(attached.link().remote().ip()) == scope(from)).count();
@@ -288,9 +292,10 @@ impl Hub {
         Ok(())
     }
 
-    /// Sessions that are up.
-    pub fn attached(&self) -> Vec<Arc<Attached>> {
-        self.peers().iter().filter_map(|peer| peer.attached()).collect()
+    /// Whether this node's owner knows the peer: dials it, or has a rule about it and not about everyone.
+    fn is_named(&self, peer: NodeId) -> bool {
+        let decision = self.policy().decide(&peer, Action::Connect, "");
+        decision.rule.is_some_and(|rule| *rule.subject() != Subject::Anyone)
     }
 
     /// Ends everything in good order: each peer is told, calls in flight are finished within the time the limits grant. Waits for it.
@@ -316,14 +321,10 @@ impl Hub {
         self.0.refused.fetch_add(1, Relaxed);
     }
 
-    /// Waits until the tasks are to end. Cancel-safe.
-    pub async fn stopped(&self) {
-        let _ = self.0.stop.subscribe().wait_for(|stop| *stop).await;
-    }
-
-    /// Ends the tasks now.
+    /// Ends the tasks now, and the events.
     pub fn stop(&self) {
         self.0.stop.send_replace(true);
+        lock(&self.0.events).take();
     }
 }
 
@@ -334,13 +335,15 @@ impl HubTasks {
         let endpoint = self.hub.endpoint().clone();
         let mut stop = self.hub.0.stop.subscribe();
         let (mut tasks, mut greetings) = (JoinSet::new(), JoinSet::new());
+        // Links beyond wait where they are still counted as handshakes under way.
+        let greetings_max = self.hub.own().limits.pending_handshakes;
         tasks.spawn(async move { endpoint.accept(to_links).await });
         loop {
             tokio::select! {
                 biased;
                 _ = stop.wait_for(|stop| *stop) => return,
                 Some(owner) = self.owners.recv() => drop(tasks.spawn(owner.run())),
-                Some(link) = links.recv() => drop(greetings.spawn(self.hub.clone().take_in(link))),
+                Some(link) = links.recv(), if greetings.len() < greetings_max => drop(greetings.spawn(self.hub.clone().take_in(link))),
                 Some(ended) = tasks.join_next() => report(ended),
                 Some(ended) = greetings.join_next() => report(ended),
             }

@@ -166,10 +166,19 @@ impl Path {
 
     async fn message(&mut self, message: Control) -> PathEvent {
         match message {
-            Control::Ping { seq } => match self.send.send(&[Control::Pong { seq }]).await {
-                Ok(()) => PathEvent::Nothing,
-                Err(error) => PathEvent::Broken(error),
-            },
+            Control::Ping { seq } => {
+                let mut answer = vec![Control::Pong { seq }];
+                let now = Instant::now().into_std();
+                if self.liveness.pinged(now) {
+                    let seq = self.liveness.ping(now);
+                    self.note_ping(seq, None);
+                    answer.push(Control::Ping { seq });
+                }
+                match self.send.send(&answer).await {
+                    Ok(()) => PathEvent::Nothing,
+                    Err(error) => PathEvent::Broken(error),
+                }
+            }
             Control::Pong { seq } => {
                 self.pong(seq);
                 PathEvent::Nothing
@@ -219,10 +228,19 @@ impl Path {
     }
 
     async fn send_ping(&mut self, seq: u64, asked: Option<oneshot::Sender<Duration>>) {
-        let sent = self.attached.pulse().sent_so_far();
-        self.pings.push_back(Ping { seq, at: Instant::now(), sent, asked });
+        self.note_ping(seq, asked);
         // A send that fails is a path that is lost, which is seen where the path is read.
         let _ = self.send.send(&[Control::Ping { seq }]).await;
+    }
+
+    fn note_ping(&mut self, seq: u64, asked: Option<oneshot::Sender<Duration>>) {
+        let sent = self.attached.pulse().sent_so_far();
+        self.pings.push_back(Ping { seq, at: Instant::now(), sent, asked });
+    }
+
+    /// Has the path prove itself at the next tick: it may lead nowhere any more.
+    pub fn probe(&mut self) {
+        self.liveness.probe();
     }
 
     /// Looks at the time: pings, or finds the path dead.

@@ -224,6 +224,8 @@ pub(super) struct Owner {
     running: HashMap<AttemptId, AbortHandle>,
     turn: usize,
     draining: Option<(Instant, oneshot::Sender<()>)>,
+    /// A peer that is not wanted and whose path broke off is waited for until then: whoever holds the session goes on with it.
+    expected_until: Option<Instant>,
 }
 
 impl Owner {
@@ -240,7 +242,7 @@ impl Owner {
             known: Mutex::default(),
         });
         let owner = Self {
-            backoff: Backoff::new(hub.own().profile),
+            backoff: Backoff::with_limits(hub.own().profile, &hub.own().limits),
             random: StdRng::seed_from_u64(hub.own().seed ^ u64::from_le_bytes(first_eight(&id))),
             wake: None,
             running: HashMap::new(),
@@ -251,6 +253,7 @@ impl Owner {
             attempts: JoinSet::new(),
             turn: 0,
             draining: None,
+            expected_until: None,
         };
         (peer, owner)
     }
@@ -283,6 +286,9 @@ impl Owner {
         if self.path.is_some() || !self.attempts.is_empty() || (self.wanted() && self.draining.is_none()) {
             return false;
         }
+        if self.draining.is_none() && self.expected_until.is_some_and(|until| Instant::now() < until) {
+            return false;
+        }
         let (peer, commands, draining) = (&self.peer, &self.commands, self.draining.is_some());
         self.hub.retire(peer, || commands.is_empty() && (draining || !peer.is_wanted()))
     }
@@ -296,7 +302,8 @@ impl Owner {
         let path = self.path.as_ref().map(Path::wake);
         let draining = self.draining.as_ref().map(|(deadline, _)| *deadline);
         let dialling = self.wake.filter(|_| self.path.is_none() && self.wanted());
-        [path, draining, dialling].into_iter().flatten().min().unwrap_or_else(far)
+        let expected = self.expected_until.filter(|_| self.path.is_none() && !self.wanted());
+        [path, draining, dialling, expected].into_iter().flatten().min().unwrap_or_else(far)
     }
 
     /// Tells the supervisor what happened, and does what it says.
@@ -327,13 +334,13 @@ impl Owner {
             return Some(Input::Refused(dial.attempt));
         }
         let usable = self.usable();
-        self.turn = self.turn.wrapping_add(1);
         let Some(address) = usable.get(self.turn % usable.len().max(1)).copied() else {
             // Others at all its addresses: that is what there is to say until one of them is tried again.
             let others = self.peer.unreached().filter(|last| matches!(last, Unreached::WrongKey(_)));
             self.failed(others.unwrap_or(Unreached::NoAddress));
             return Some(Input::Failed(dial.attempt));
         };
+        self.turn = self.turn.wrapping_add(1);
         let (hub, id) = (self.hub.clone(), self.peer.id);
         let running = self.attempts.spawn(async move {
             let greeted = async {
@@ -366,7 +373,12 @@ impl Owner {
         let error = match outcome {
             Ok(greeted) => {
                 self.peer.learn([address], true);
-                return self.attach(greeted).await;
+                self.attach(greeted).await;
+                // Lost at once, or not needed: the supervisor must not wait for it. Else it has heard of better.
+                if self.path.is_none() {
+                    self.supervise(Input::Failed(attempt));
+                }
+                return;
             }
             Err(error) => error,
         };
@@ -399,6 +411,7 @@ impl Owner {
         match command {
             Command::Want(addresses) => {
                 self.peer.learn(addresses.into_iter().rev(), true);
+                self.turn = 0;
                 if self.path.is_none() {
                     self.supervise(Input::NetworkChanged);
                 }
@@ -407,8 +420,9 @@ impl Owner {
                 self.attempts.abort_all();
                 self.running.clear();
                 self.goodbye(Goodbye::Disconnect, DisconnectReason::Here).await;
+                self.expected_until = None;
                 // Whoever wants the peer again starts afresh.
-                self.backoff = Backoff::new(self.hub.own().profile);
+                self.backoff = Backoff::with_limits(self.hub.own().profile, &self.hub.own().limits);
             }
             Command::PeerDialled => self.supervise(Input::PeerDialled),
             Command::Attach(greeted) => self.attach(*greeted).await,
@@ -417,7 +431,13 @@ impl Owner {
                     path.ping(answer).await;
                 }
             }
-            Command::NetworkChanged => self.supervise(Input::NetworkChanged),
+            Command::NetworkChanged => {
+                self.supervise(Input::NetworkChanged);
+                if let Some(path) = &mut self.path {
+                    path.probe();
+                    self.tick().await;
+                }
+            }
             Command::Drain(done) => self.drain(done).await,
         }
     }
@@ -454,6 +474,8 @@ impl Owner {
         let attached = path.attached.clone();
         self.path = Some(path);
         self.peer.known().seen = Some(SystemTime::now());
+        // Next time the likeliest address goes first again.
+        self.turn = 0;
         self.supervise(Input::Connected);
         let (peer, session) = (self.peer.id, attached.session());
         // First the fact, then the news of it: whoever hears it may use the session at once.
@@ -481,6 +503,8 @@ impl Owner {
         self.peer.known().seen = Some(SystemTime::now());
         self.peer.state.send_modify(|state| state.attached = None);
         self.supervise(Input::Lost);
+        let broke_off = self.peer.visitor.is_none() && !reason.is_deliberate();
+        self.expected_until = broke_off.then(|| Instant::now() + self.hub.own().limits.resume_window);
         self.tell(Event::Disconnected { peer: self.peer.id, reason });
     }
 
@@ -536,6 +560,7 @@ impl Owner {
     }
 
     async fn tick(&mut self) {
+        self.expected_until = self.expected_until.filter(|until| Instant::now() < *until);
         match &mut self.path {
             Some(path) => {
                 if let Some(event) = path.tick().await {

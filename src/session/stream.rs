@@ -53,6 +53,11 @@ impl StreamSend {
         self.path.write(bytes).await
     }
 
+    /// What carries the session now.
+    pub fn attached(&self) -> &Arc<Attached> {
+        &self.attached
+    }
+
     /// Bytes of the stream sent so far.
     pub fn offset(&self) -> u64 {
         self.offset

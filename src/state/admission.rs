@@ -93,6 +93,11 @@ impl Gate {
         self.pending = self.pending.saturating_sub(1);
     }
 
+    /// Handshakes under way.
+    pub fn pending(&self) -> usize {
+        self.pending
+    }
+
     /// Newcomers turned away so far.
     pub fn refused(&self) -> u64 {
         self.refused

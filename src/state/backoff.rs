@@ -102,6 +102,8 @@ pub struct Dial {
 #[derive(Debug)]
 pub struct Backoff {
     profile: Profile,
+    resume_window: Duration,
+    ceiling_max: Duration,
     up_since: Option<Instant>,
     /// What there is to resume can be resumed until then.
     resume_until: Option<Instant>,
@@ -136,6 +138,8 @@ impl Backoff {
     pub fn new(profile: Profile) -> Self {
         Self {
             profile,
+            resume_window: limits::RESUME_WINDOW,
+            ceiling_max: limits::BACKOFF_MAX,
             up_since: None,
             resume_until: None,
             alive: Vec::with_capacity(ATTEMPTS),
@@ -150,6 +154,12 @@ impl Backoff {
             planned: None,
             set_aside: Vec::new(),
         }
+    }
+
+    /// The same with what an operator may change: how long a session can be resumed, and the largest ceiling of the wait between
+    /// two attempts. The larger ceilings after a refusal, and on battery, stay as they are.
+    pub fn with_limits(profile: Profile, limits: &limits::Limits) -> Self {
+        Self { resume_window: limits.resume_window, ceiling_max: limits.backoff_max, ..Self::new(profile) }
     }
 
     /// Takes one event and says what to do. Times must not go back.
@@ -206,7 +216,7 @@ impl Backoff {
         let Some(since) = self.up_since.take() else { return };
         self.unstable = now.saturating_duration_since(since) < STABLE;
         if !self.unstable {
-            self.resume_until = Some(now + limits::RESUME_WINDOW);
+            self.resume_until = Some(now + self.resume_window);
             self.start_over();
         }
         let longest = if self.is_quick(now) { FIRST_AFTER_LOSS } else { self.steady_ceiling(now).max(FIRST_AFTER_LOSS) };
@@ -327,7 +337,7 @@ impl Backoff {
         let max = match self.refused {
             true => limits::REFUSED_BACKOFF_MAX,
             false if battery && !self.is_resumable(now) => BATTERY.1,
-            false => limits::BACKOFF_MAX,
+            false => self.ceiling_max,
         };
         first.saturating_mul(1 << self.doublings.min(20)).min(max)
     }

@@ -1,5 +1,5 @@
 //! Whether a path is alive: it is while something that *answers us* arrives. Packets of the peer's own say nothing about the way
-//! from us to it, so only pongs and acknowledgements count, and a black hole in one direction is seen from both ends. Sends
+//! from us to it, so only pongs, and acknowledgements that are certain, count, and a black hole in one direction is seen from both ends. Sends
 //! nothing itself and looks at no message.
 //!
 //! | when | a path is dead |
@@ -7,6 +7,8 @@
 //! | something outstanding | 3 s after the last answer or the first unanswered send, whichever is later |
 //! | idle, `active` | when a ping, sent 5 s after the last answer, is unanswered for 3 s |
 //! | idle, `battery` on either side | when a ping, sent 30 s after the last answer, is unanswered for 10 s |
+//!
+//! Of two idle ends one pings, and the other sends its own ping together with the pong; its timer then runs one [`TICK`] longer.
 //!
 //! Outstanding is what was sent, is not acknowledged, and has seen no pong of a later ping: after that it waits for the peer's
 //! application, not for the path, and a call that takes an hour costs no more pings than an idle path.
@@ -146,6 +148,8 @@ pub struct Liveness {
     /// Pongs below this came already, or need not come any more.
     answered_below: u64,
     probe: bool,
+    /// The peer's pings set the pace: ours waits this much longer, for the peer's to come first.
+    follows: Duration,
     rtt: Option<Duration>,
     planned: Option<Instant>,
     dead: Option<Dead>,
@@ -181,6 +185,7 @@ impl Liveness {
             next_seq: 0,
             answered_below: 0,
             probe: false,
+            follows: Duration::ZERO,
             rtt: None,
             planned: None,
             dead: None,
@@ -195,7 +200,10 @@ impl Liveness {
         if self.dead.is_some() {
             return Step { dead: self.dead, ..Step::default() };
         }
-        let ping = self.is_ping_due(now).then(|| self.send_ping(now));
+        let ping = self.is_ping_due(now).then(|| {
+            self.follows = Duration::ZERO;
+            self.send_ping(now)
+        });
         let mut wake = self.next_wake();
         if busy || (wake > now + TICK && !pulse.doze(seen)) {
             wake = wake.min(now + TICK);
@@ -207,6 +215,16 @@ impl Liveness {
     /// Sends a ping beside the timer's own, as for a person who asks how far the peer is: its number. It must be answered like any.
     pub fn ping(&mut self, now: Instant) -> u64 {
         self.send_ping(now)
+    }
+
+    /// The peer's ping arrived. True when ours is due soon: sent together with the pong it costs no packet of its own, and an
+    /// idle pair wakes its radios once per interval instead of twice.
+    pub fn pinged(&mut self, now: Instant) -> bool {
+        let soon = self.dead.is_none() && self.ping_deadline.is_none() && self.next_ping() <= now + self.idle / 2;
+        if soon {
+            self.follows = TICK;
+        }
+        soon
     }
 
     /// When the next tick is due, as the last one said.
@@ -276,7 +294,7 @@ impl Liveness {
     }
 
     fn next_ping(&self) -> Instant {
-        let idle = self.last_answer + self.idle;
+        let idle = self.last_answer + self.idle + self.follows;
         self.waiting_since.map_or(idle, |since| idle.min(since + ASK_AFTER))
     }
 

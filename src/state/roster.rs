@@ -26,7 +26,7 @@ pub enum Verdict {
     },
     /// Do not answer yet: our own dial crossed this one and goes first. Another output says what becomes of it.
     Park,
-    /// Close it: the number proposed is past. The number to tell the peer, so that its next proposal is right.
+    /// The number proposed is past. The number to tell the peer, so that its next proposal is right.
     Stale(u64),
     /// Close it: too many visitors of this identity.
     TooMany,
@@ -86,7 +86,7 @@ impl Roster {
         if entry.link.is_some() || entry.dial.is_some() {
             return None;
         }
-        let attach = entry.attach.max(entry.proposed) + 1;
+        let attach = entry.attach.max(entry.proposed).checked_add(1)?;
         entry.proposed = attach;
         entry.dial = Some(Dial { link, attach });
         Some(attach)
@@ -104,7 +104,10 @@ impl Roster {
             return Verdict::Stale(entry.attach);
         }
         let crossed = same_process && entry.dial.is_some_and(|dial| dial.attach == attach);
-        if crossed && own_dial_wins && entry.parked.is_none() {
+        if crossed && own_dial_wins {
+            if entry.parked.is_some() {
+                return Verdict::Stale(attach);
+            }
             entry.parked = Some((link, boot, attach));
             return Verdict::Park;
         }
@@ -115,17 +118,23 @@ impl Roster {
     pub fn answered(&mut self, peer: NodeId, link: LinkNumber, boot: BootId, attach: u64) -> (Verdict, Option<Parked>) {
         let entry = self.nodes.entry(peer).or_default();
         entry.end_dial(link);
+        let parked = entry.parked.take().map(|(parked, ..)| Parked::Close(parked));
         if entry.boot == Some(boot) && attach < entry.attach {
-            return (Verdict::Stale(entry.attach), None);
+            return (Verdict::Stale(entry.attach), parked);
         }
-        let verdict = entry.take(link, boot, attach);
-        (verdict, entry.parked.take().map(|(parked, ..)| Parked::Close(parked)))
+        (entry.take(link, boot, attach), parked)
     }
 
-    /// The peer told us that our proposal was past: `attach` is the highest it knows of our two processes.
-    pub fn outpaced(&mut self, peer: NodeId, attach: u64) {
+    /// The peer told us that our proposal was past: `known` is the highest it knows of our two processes. The number to propose
+    /// instead, on the same link; `None` if that dial is over.
+    pub fn outpaced(&mut self, peer: NodeId, link: LinkNumber, known: u64) -> Option<u64> {
         let entry = self.nodes.entry(peer).or_default();
-        entry.proposed = entry.proposed.max(attach);
+        entry.proposed = entry.proposed.max(known);
+        let dial = entry.dial.as_mut().filter(|dial| dial.link == link)?;
+        // A peer that says anything: past the last number there is none, and the dial fails.
+        dial.attach = entry.attach.max(entry.proposed).checked_add(1)?;
+        entry.proposed = dial.attach;
+        Some(dial.attach)
     }
 
     /// A link ended, whatever it was. If another one waited for it, says what becomes of that.
@@ -147,6 +156,10 @@ impl Roster {
             return None;
         }
         let (parked, boot, attach) = entry.parked.take()?;
+        // Meanwhile the peer may have dialled once more, and that link is newer.
+        if entry.boot.is_some_and(|known| known != boot || attach <= entry.attach) {
+            return Some(Parked::Close(parked));
+        }
         entry.take(parked, boot, attach);
         Some(Parked::Accept(parked, attach))
     }
@@ -208,83 +221,4 @@ impl Entry {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::id::SecretKey;
-    use crate::proto::limits;
-
-    const BOOT: BootId = BootId([1; 16]);
-    const REBOOT: BootId = BootId([2; 16]);
-
-    /// A roster whose own id is the smaller (true) or the larger one, and the peer's id.
-    fn roster(smaller: bool) -> (Roster, NodeId) {
-        let mut ids = [SecretKey::generate().id(), SecretKey::generate().id()];
-        ids.sort();
-        let [low, high] = ids;
-        let (own, peer) = if smaller { (low, high) } else { (high, low) };
-        (Roster::new(own, limits::VISITORS), peer)
-    }
-
-    fn accepted(attach: u64, replaces: Option<LinkNumber>) -> Verdict {
-        Verdict::Accept { attach, replaces }
-    }
-
-    #[test]
-    fn a_new_link_replaces_an_older_one_even_if_we_believe_in_that() {
-        let (mut roster, peer) = roster(true);
-        assert_eq!(roster.greeted(peer, 1, Role::Node, BOOT, 1), accepted(1, None));
-        assert_eq!(roster.greeted(peer, 2, Role::Node, BOOT, 2), accepted(2, Some(1)));
-        assert_eq!(roster.greeted(peer, 3, Role::Node, REBOOT, 1), accepted(1, Some(2)), "a new process starts from 1");
-    }
-
-    #[test]
-    fn of_two_dials_that_crossed_the_smaller_ids_stays() {
-        let (mut roster, peer) = roster(true);
-        assert_eq!(roster.propose(peer, 1), Some(1));
-        assert_eq!(roster.greeted(peer, 2, Role::Node, BOOT, 1), Verdict::Park);
-        assert_eq!(roster.answered(peer, 1, BOOT, 1), (accepted(1, None), Some(Parked::Close(2))));
-        assert_eq!(roster.link(peer), Some(1));
-    }
-
-    #[test]
-    fn the_larger_id_answers_the_other_dial_and_gives_up_its_own() {
-        let (mut roster, peer) = roster(false);
-        assert_eq!(roster.propose(peer, 1), Some(1));
-        assert_eq!(roster.greeted(peer, 2, Role::Node, BOOT, 1), accepted(1, None));
-        assert_eq!(roster.ended(peer, 1), None);
-        assert_eq!(roster.link(peer), Some(2));
-    }
-
-    #[test]
-    fn a_link_kept_aside_is_answered_when_our_own_dial_fails() {
-        let (mut roster, peer) = roster(true);
-        roster.propose(peer, 1);
-        assert_eq!(roster.greeted(peer, 2, Role::Node, BOOT, 1), Verdict::Park);
-        assert_eq!(roster.ended(peer, 1), Some(Parked::Accept(2, 1)));
-        assert_eq!(roster.link(peer), Some(2));
-    }
-
-    #[test]
-    fn a_hello_that_comes_too_late_is_told_the_number_that_is_current() {
-        let (mut roster, peer) = roster(true);
-        roster.greeted(peer, 1, Role::Node, BOOT, 3);
-        assert_eq!(roster.greeted(peer, 2, Role::Node, BOOT, 2), Verdict::Stale(3));
-        let (mut other, peer) = self::roster(true);
-        other.outpaced(peer, 3);
-        assert_eq!(other.propose(peer, 9), Some(4));
-    }
-
-    #[test]
-    fn visitors_supersede_nobody_and_are_at_most_eight() {
-        let (mut roster, peer) = roster(true);
-        roster.greeted(peer, 1, Role::Node, BOOT, 1);
-        for visitor in 0..limits::VISITORS {
-            let verdict = roster.greeted(peer, 10 + visitor, Role::Visitor, BootId([visitor as u8; 16]), 1);
-            assert_eq!(verdict, accepted(1, None));
-        }
-        assert_eq!(roster.greeted(peer, 99, Role::Visitor, BootId([99; 16]), 1), Verdict::TooMany);
-        assert_eq!(roster.link(peer), Some(1));
-        roster.ended(peer, 10);
-        assert_eq!(roster.greeted(peer, 99, Role::Visitor, BootId([99; 16]), 1), accepted(1, None));
-    }
-}
+mod tests;

@@ -1,6 +1,6 @@
 //! What all commands share: which home, how to print, and the passphrase of the key.
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -60,17 +60,18 @@ impl Context {
     /// Says something to people, never to programs.
     pub fn say(&self, text: &str) {
         if !self.json {
-            eprintln_quietly(text);
+            Self::note(text);
         }
+    }
+
+    /// Says something that scripts may wait for too, on stderr.
+    pub fn note(text: &str) {
+        // Nobody there to read it is no reason to stop.
+        let _ = writeln!(std::io::stderr(), "{text}");
     }
 
     /// Whether somebody sits in front of it.
     pub fn is_interactive() -> bool {
         std::io::stdin().is_terminal() && std::io::stderr().is_terminal()
     }
-}
-
-fn eprintln_quietly(text: &str) {
-    use std::io::Write;
-    let _ = writeln!(std::io::stderr(), "{text}");
 }

@@ -1,10 +1,12 @@
 //! `volt`: the command line of a node. It reads arguments, talks to the node that runs on the home (or is it, or visits as
 //! itself), and prints what came of it. It uses the library's public API and decides nothing itself.
 
+mod bench;
 mod call;
 mod client;
 mod connect;
 mod context;
+mod demo;
 mod door;
 mod identity;
 mod output;
@@ -17,7 +19,6 @@ mod signals;
 mod status;
 mod up;
 
-use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -81,12 +82,13 @@ enum Command {
     Ping(ping::Ping),
     #[command(subcommand)]
     Policy(policy::Policy),
-    /// Measure here, beside raw quinn in the same run
-    #[command(hide = true)]
-    Bench(Reserved),
-    /// Show it all on one machine
-    #[command(hide = true)]
-    Demo(Reserved),
+    Bench(bench::Bench),
+    /// Serve a measurement
+    #[command(name = bench::SERVER_COMMAND, hide = true)]
+    BenchServer(bench::BenchServer),
+    /// Show it all on one machine: three nodes, step by step, with timings
+    #[command(after_help = "Example:\n  volt demo          takes about five seconds, and keeps nothing")]
+    Demo,
     /// Print the completion script of a shell
     #[command(after_help = "Example:\n  volt completions bash > ~/.local/share/bash-completion/completions/volt")]
     Completions {
@@ -95,19 +97,12 @@ enum Command {
     },
 }
 
-/// Stands where another part of the program is wired in.
-#[derive(Debug, clap::Args)]
-struct Reserved {
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-    arguments: Vec<OsString>,
-}
-
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return unparsed(&error),
     };
-    log(cli.global.verbose);
+    log(cli.global.verbose, matches!(cli.command, Command::Demo));
     let context = Context::new(cli.global);
     // The fast layout: the node lives on the one thread there is.
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
@@ -136,10 +131,13 @@ async fn run(context: &Context, command: Command) -> Result<ExitCode, Failure> {
         Command::Services(command) => command.run(context).await?,
         Command::Ping(command) => command.run(context).await?,
         Command::Policy(command) => command.run(context).await?,
-        Command::Bench(reserved) | Command::Demo(reserved) => {
-            tracing::debug!(?reserved.arguments);
-            return Err(Failure::local("this build does not hold this command"));
-        }
+        Command::Bench(command) => command.run(context)?,
+        Command::BenchServer(command) => command.run()?,
+        Command::Demo => match demo::run(context.json, &mut anstream::stdout()).await {
+            // Nobody watches any more.
+            Err(demo::DemoError::Output(error)) if error.kind() == std::io::ErrorKind::BrokenPipe => {}
+            done => done.map_err(|error| Failure::local(error.to_string()))?,
+        },
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "volt", &mut script);
@@ -163,8 +161,10 @@ fn unparsed(error: &clap::Error) -> ExitCode {
     if error.use_stderr() { ExitCode::from(2) } else { ExitCode::SUCCESS }
 }
 
-fn log(verbose: u8) {
+/// `staged`: what goes wrong is part of the show, and told there.
+fn log(verbose: u8, staged: bool) {
     let level = match verbose {
+        0 if staged => "off",
         0 => "error,voltmesh=warn",
         1 => "warn,voltmesh=info,volt=info",
         _ => "info,voltmesh=debug,volt=debug",

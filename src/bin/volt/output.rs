@@ -40,11 +40,17 @@ pub fn table(head: &[&str], rows: Vec<Vec<String>>) {
         rows.iter().for_each(|row| line(&row.join("\t")));
         return;
     }
+    if rows.is_empty() {
+        return;
+    }
     let mut table = Table::new();
-    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
-    table.set_header(head.iter().map(|cell| bold(cell)));
+    // Never wrapped: ids are there to be copied.
+    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
+    table.set_header(head);
     table.add_rows(rows);
-    line(&table.trim_fmt());
+    let text = table.trim_fmt();
+    let (head, rows) = text.split_once('\n').unwrap_or((&text, ""));
+    line(&format!("{}\n{rows}", bold(head)));
 }
 
 fn bold(text: &str) -> String {

@@ -23,7 +23,7 @@ use crate::signals::Signals;
 /// reply: JSON, or anything with --raw. With --stream each line of stdin and of stdout is a message. If it fails the caller gets
 /// ABORTED with the end of its stderr; if the caller gives up, its process group gets SIGTERM, and SIGKILL a second later.
 ///
-/// It learns of the call from VOLT_PEER, VOLT_METHOD, VOLT_DEADLINE_MS (milliseconds left) and VOLT_META_<NAME>.
+/// It learns of the call from VOLT_PEER, VOLT_METHOD, VOLT_DEADLINE_MS (milliseconds left) and VOLT_META_NAME for metadata `name`.
 ///
 /// Who may call is up to `volt policy`. Several `serve` can serve methods of one service. Needs a running node (`volt up`).
 #[derive(Debug, Args)]
@@ -71,7 +71,7 @@ impl Serve {
         let ended = loop {
             tokio::select! {
                 line = told.parse::<ServeLine>() => match line {
-                    Ok(Some(ServeLine::Serving { method, .. })) => context.say(&format!("Serving {method}.")),
+                    Ok(Some(ServeLine::Serving { method, .. })) => Context::note(&format!("Serving {method}.")),
                     Ok(Some(ServeLine::Call(call))) => {
                         let (cancel, cancelled) = oneshot::channel();
                         cancels.insert(call.id, cancel);

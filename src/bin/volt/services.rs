@@ -54,7 +54,10 @@ impl Services {
     async fn show(&self, context: &Context, door: &Door, pattern: &Pattern) -> Result<(), Failure> {
         let mut known = self.look(door, pattern).await?;
         print(context, known.values().cloned().collect());
-        while self.watch {
+        if !self.watch {
+            return Ok(());
+        }
+        loop {
             tokio::time::sleep(LOOK).await;
             let now = match self.look(door, pattern).await {
                 Ok(now) => now,
@@ -67,7 +70,6 @@ impl Services {
             print(context, changes);
             known = now;
         }
-        Ok(())
     }
 
     async fn look(&self, door: &Door, pattern: &Pattern) -> Result<BTreeMap<String, ServiceLine>, Failure> {

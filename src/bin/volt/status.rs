@@ -56,7 +56,7 @@ impl Down {
 async fn wait_until_free(home: &Home) -> Result<(), Failure> {
     for _ in 0..1_000 {
         match home.lock() {
-            Ok(lock) => return Ok(drop(lock)),
+            Ok(_free) => return Ok(()),
             Err(HomeError::Held { .. }) => tokio::time::sleep(Duration::from_millis(10)).await,
             Err(error) => return Err(error.into()),
         }

@@ -1,7 +1,7 @@
 //! `up`: the node itself, until it is told to end. It owns the home, answers on the local socket, and prints what happens.
 
 use std::net::SocketAddr;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use clap::Args;
 use tokio::sync::mpsc;
@@ -24,7 +24,7 @@ use crate::signals::Signals;
     after_help = "Examples:\n  volt up\n  volt up --listen 0.0.0.0:9000 --connect bob\n  volt up --json | jq -r 'select(.event==\"ready\").ticket'"
 )]
 pub struct Up {
-    /// Listen at this address; may be given several times [default: [::]:8658, or a free port that is kept]
+    /// Listen at this address; may be given several times (default: every address, port 8658, or a free one that is kept)
     #[arg(long, value_name = "IP:PORT")]
     listen: Vec<SocketAddr>,
     /// Hold a session with this peer during this run: a ticket, an id or a name
@@ -85,7 +85,7 @@ impl Up {
             while let Ok(event) = events.try_recv() {
                 narrator.tell(&event).await;
             }
-            narrator.end().await;
+            narrator.end(reader_gone).await;
         };
         signals.or_exit(ending).await;
         Ok(())
@@ -126,7 +126,7 @@ fn printer() -> (mpsc::Sender<Vec<u8>>, mpsc::Receiver<()>) {
                 return;
             }
         }
-        // Kept until here: dropped earlier it would look as if the reader had gone.
+        // Everything is printed; dropping this says so.
         drop(gone);
     });
     (lines, reader_gone)
@@ -194,10 +194,9 @@ impl Narrator {
         let _ = self.lines.try_send(line);
     }
 
-    /// Waits until all is printed, or nobody reads.
-    async fn end(self) {
-        while self.lines.capacity() < LINES && !self.lines.is_closed() {
-            tokio::task::yield_now().await;
-        }
+    /// Waits until all is printed: the printer's end says so. Not for ever: a reader may have stalled.
+    async fn end(self, mut printed: mpsc::Receiver<()>) {
+        drop(self.lines);
+        let _ = tokio::time::timeout(Duration::from_secs(1), printed.recv()).await;
     }
 }

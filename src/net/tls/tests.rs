@@ -268,5 +268,6 @@ async fn over_quic_two_nodes_meet() {
         let data = connection.handshake_data().unwrap().downcast::<HandshakeData>().unwrap();
         assert_eq!(data.protocol.as_deref(), Some(ALPN));
     }
-    assert!(quinn_client_crypto(&key(1), ALPN).is_ok() && quinn_server_crypto(&key(1), ALPN).is_ok());
+    let client = client_config(&key(1), ALPN).unwrap();
+    assert!(quinn_wanting(&client, key(2).id()).is_ok() && quinn_server_crypto(&key(1), ALPN).is_ok());
 }

@@ -329,3 +329,30 @@ proptest! {
         prop_assert!(!world.sends.is_empty() || outcome.pings <= idle);
     }
 }
+
+#[test]
+fn of_two_idle_ends_one_sets_the_pace_and_the_other_pings_with_its_pong() {
+    let (pulse, start) = (Pulse::default(), Instant::now());
+    let [mut leader, mut follower] = [(), ()].map(|()| Liveness::new(Profile::Battery, Profile::Active, start));
+    let way = Duration::from_millis(20);
+    let mut now = start;
+    for round in 0..5 {
+        now = leader.tick(now, &pulse).wake.unwrap();
+        let ping = leader.tick(now, &pulse).ping.expect("it is due");
+        let there = now + way;
+        while round > 0 && follower.wake() <= there {
+            assert_eq!(follower.tick(follower.wake(), &pulse).ping, None, "it waits, though its own is due just now");
+        }
+        assert!(follower.pinged(there), "in round {round}");
+        let answer = follower.ping(there);
+        let back = there + way;
+        leader.pong(ping, back);
+        assert!(!leader.pinged(back), "it has had its answer");
+        follower.pong(answer, back + way);
+        now = back + way;
+    }
+    // Left alone the follower pings by itself.
+    let due = follower.tick(now, &pulse).wake.unwrap();
+    assert_eq!(due, now + Duration::from_secs(30) + TICK);
+    assert!(follower.tick(due, &pulse).ping.is_some());
+}

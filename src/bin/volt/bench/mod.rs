@@ -5,6 +5,7 @@
 //! the machine does falls on both. Every run has a fresh server process and a fresh client thread.
 
 mod baseline;
+mod command;
 mod measure;
 mod process;
 mod report;
@@ -14,6 +15,7 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub use command::{Bench, BenchServer};
 use report::Rounds;
 
 /// The hidden subcommand by which `volt bench` starts its own binary as the server; see [`serve`].

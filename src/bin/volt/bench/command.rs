@@ -1,0 +1,67 @@
+//! `bench`: the command line of the measurement.
+
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+use voltmesh::local::Failure;
+
+use super::{Group, Options};
+use crate::context::Context;
+
+/// Measure what calls, bytes and sessions cost here, beside raw quinn doing the same work in the same run
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  volt bench\n  volt bench unary --rounds 9\n  volt bench stream --json\n\nEach side runs each \
+workload in turn, in two processes of its own. A ratio is volt's figure to raw quinn's, the median of all rounds: for times and \
+memory less is better, for rates more."
+)]
+pub struct Bench {
+    /// What to measure; everything if nothing is named
+    #[arg(value_name = "WHAT")]
+    only: Option<Only>,
+    /// How often each side runs each workload
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=99))]
+    rounds: u16,
+    /// How long one measurement takes
+    #[arg(long, value_name = "DURATION", default_value = "500ms", value_parser = humantime::parse_duration)]
+    time: Duration,
+}
+
+/// What can be named.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Only {
+    /// Calls: one request, one reply
+    Unary,
+    /// Bytes on one stream
+    Stream,
+    /// Establishing sessions, and holding them
+    Sessions,
+}
+
+impl Bench {
+    /// Runs it. Blocks, which nothing here minds.
+    pub fn run(self, context: &Context) -> Result<(), Failure> {
+        let only = self.only.map(|only| match only {
+            Only::Unary => Group::Unary,
+            Only::Stream => Group::Stream,
+            Only::Sessions => Group::Sessions,
+        });
+        let options = Options { only, rounds: self.rounds.into(), time: self.time, json: context.json, server: None };
+        super::run(&options, &mut std::io::stdout(), &mut std::io::stderr()).map_err(Failure::local)
+    }
+}
+
+/// The server's process of a measurement; started by `bench` itself.
+#[derive(Debug, Args)]
+pub struct BenchServer {
+    side: String,
+}
+
+impl BenchServer {
+    pub fn run(&self) -> Result<(), Failure> {
+        let side = self.side.clone();
+        // It makes a runtime of its own, which must not be within another.
+        let served = std::thread::spawn(move || super::serve(&side)).join();
+        served.unwrap_or_else(|panic| std::panic::resume_unwind(panic)).map_err(Failure::local)
+    }
+}
