@@ -11,8 +11,8 @@ use crate::proto::codec;
 use crate::proto::control::Control;
 use crate::proto::frame::{FrameError, Frames, put_message};
 use crate::proto::limits;
-use crate::proto::varint;
 use crate::proto::stream::Kind;
+use crate::proto::varint;
 
 /// Why a control stream is of no more use.
 #[derive(Debug, thiserror::Error)]
