@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
 use futures_util::future::join_all;
-use support::raw::{RawPeer, close_code};
+use support::raw::RawPeer;
 use support::{Alive, SOON, closed, connected, disconnected, echo, loopback, node, open_node, pair, soon, until};
 use tokio::sync::Notify;
 use voltmesh::id::{NodeId, SecretKey};
