@@ -43,14 +43,17 @@ async fn bad_link(seed: u64, loss: f64, calls: u64) -> (usize, u32) {
         let (number, outcome) = done.unwrap();
         match outcome {
             Ok(()) => assert_eq!(pair.served_b.times(number), 1),
-            // Only a link this bad may be taken for dead.
             Err(error) => {
-                assert!(loss >= 0.2 && pair.told_a.connected() > 1, "loss {loss}, {number}: {error}");
+                println!("loss {loss}, {number}: {error}");
+                assert!(matches!(error, voltmesh::CallError::OutcomeUnknown(_)) && pair.served_b.times(number) <= 1);
                 unknown += 1;
             }
         }
     }
     assert_eq!(pair.served_b.most(), 1);
+    // Only a link this bad may be silent for so long that it is taken for dead, now and then.
+    let lost = pair.told_a.all().len() > 1;
+    assert!(unknown == 0 || (loss >= 0.2 && lost), "loss {loss}: {unknown} calls of unknown outcome");
     pair.assert_alternate();
     (pair.told_a.connected(), unknown)
 }
