@@ -244,6 +244,8 @@ impl Path {
 
     /// Sends control messages. If the peer's window has no room for them, because streams that nobody there reads have taken it
     /// all, pings and pongs go as datagrams too, which no window holds up: that nobody reads does not mean that nobody lives.
+    ///
+    /// The pongs pile up meanwhile, within the bound of what may wait: who asks without end and reads nothing loses the path.
     fn send(&mut self, messages: &[Control]) -> Result<(), ControlError> {
         self.send.queue(messages)?;
         if self.send.is_stuck() {

@@ -18,11 +18,9 @@ fn flood() -> Service {
     })
 }
 
-/// A flood of which one message is read.
+/// A flood of which nothing is read.
 async fn unread(session: &Session) -> CallReceiver<String> {
-    let mut flood = session.request("flood/send").server_stream::<_, String>(&()).await.unwrap();
-    assert!(flood.next().await.unwrap().is_some());
-    flood
+    session.request("flood/send").server_stream::<_, String>(&()).await.unwrap()
 }
 
 /// Two nodes, the session of the first, and what it tells. The network goes with them: dropped, it delivers nothing.
@@ -75,7 +73,7 @@ fn more_large_requests_than_there_is_room_for_wait_their_turn_and_are_all_answer
     simulate(async {
         let (_network, _nodes, session, told) = pair(seed()).await;
         let mut calls = tokio::task::JoinSet::new();
-        for number in 0..6u64 {
+        for number in 0..5u64 {
             let session = session.clone();
             calls.spawn(async move {
                 let sent = (number, vec![number as u8; 4_000_000]);
