@@ -390,7 +390,7 @@ async fn a_handler_is_dropped_at_its_deadline_even_if_the_caller_would_wait() {
     use support::raw::{RawPeer, header, message, rest};
     let (alive, mut ends) = Alive::new();
     let node = open_node(stuck(&alive)).await;
-    let raw = RawPeer::plain().greet(&node).await;
+    let raw = RawPeer::plain().greet(&node).await.answering();
     let mut head = header("stuck/unary", voltmesh::proto::call::Shape::Unary, ContentType::Bincode);
     head.deadline_us = Some(50_000);
     let (mut send, mut recv) = raw.open(&raw.call(2, &head)).await;

@@ -12,7 +12,7 @@ use futures_util::FutureExt;
 use futures_util::future::join_all;
 use futures_util::stream::{self, StreamExt};
 use quinn::{RecvStream, SendStream};
-use support::raw::{RawControl, RawPeer, RawSession, attach, close_code, header, hello, hello_bytes, message, rest};
+use support::raw::{RawControl, RawPeer, RawStreams, attach, close_code, header, hello, hello_bytes, message, rest};
 use support::{Alive, SOON, echo, long, node, open_node, soon, until};
 use voltmesh::proto::body::ContentType;
 use voltmesh::proto::call::Shape;
@@ -207,7 +207,7 @@ async fn a_control_stream_out_of_order_closes_the_session() {
 }
 
 /// A good call on this stream, answered.
-async fn answered(session: &RawSession, stream: u64) {
+async fn answered(session: &RawStreams, stream: u64) {
     let mut bytes = session.call(stream, &header("echo/one", Shape::Unary, ContentType::Raw));
     bytes.extend(message(b"hi"));
     let (_send, mut recv) = say(&session.connection, &bytes).await;
@@ -219,7 +219,7 @@ async fn answered(session: &RawSession, stream: u64) {
 async fn a_stream_with_a_wrong_head_is_refused_and_the_session_lives() {
     let node = node().await;
     let raw = RawPeer::plain();
-    let session = raw.greet(&node).await;
+    let session = raw.greet(&node).await.answering();
     answered(&session, 2).await;
     let head = |stream, attach, offset| {
         let mut buf = Vec::new();
@@ -271,7 +271,7 @@ async fn a_stream_with_a_wrong_head_is_refused_and_the_session_lives() {
 }
 
 /// The status a call with these bytes ended with, or `None` if its stream was reset.
-async fn status_of(session: &RawSession, bytes: &[u8]) -> Option<u8> {
+async fn status_of(session: &RawStreams, bytes: &[u8]) -> Option<u8> {
     let (_send, mut recv) = say(&session.connection, bytes).await;
     status(&mut recv).await
 }
@@ -302,7 +302,7 @@ fn tally(statuses: impl IntoIterator<Item = Option<u8>>) -> BTreeMap<String, usi
 #[tokio::test]
 async fn a_call_cut_off_at_any_byte_or_with_any_bit_flipped_gets_a_status_and_harms_nobody() {
     let node = node().await;
-    let session = RawPeer::plain().greet(&node).await;
+    let session = RawPeer::plain().greet(&node).await.answering();
     let key = *b"key";
     let header = voltmesh::proto::call::Header {
         idempotency_key: Some(&key),
@@ -347,7 +347,7 @@ async fn a_call_cut_off_at_any_byte_or_with_any_bit_flipped_gets_a_status_and_ha
 #[tokio::test]
 async fn a_body_too_large_is_resource_exhausted_and_read_no_further() {
     let node = node().await;
-    let session = RawPeer::plain().greet(&node).await;
+    let session = RawPeer::plain().greet(&node).await.answering();
     for (stream, length) in [(2, limits::BODY_BYTES as u64 + 2), (4, 1 << 40), (6, varint::MAX)] {
         let mut bytes = session.call(stream, &header("echo/one", Shape::Unary, ContentType::Raw));
         varint::put(&mut bytes, length);
@@ -380,7 +380,7 @@ async fn streams_reset_as_fast_as_they_are_opened_never_make_more_handlers_than_
     let (alive, _ends) = Alive::new();
     let node = open_node(stuck(&alive)).await;
     let (peer, friend) = honest(&node).await;
-    let session = RawPeer::plain().greet(&node).await;
+    let session = RawPeer::plain().greet(&node).await.answering();
     let rounds = if long() { 100_000 } else { 10_000 };
     let begun = Instant::now();
     let mut open = VecDeque::new();
@@ -423,16 +423,17 @@ async fn streams_reset_as_fast_as_they_are_opened_never_make_more_handlers_than_
     soon(async { tokio::join!(peer.shutdown(), node.shutdown()) }).await;
 }
 
-/// Begins so many calls, writes `filler` to each for as long as the node takes it, and gives how much it took in all.
-async fn pinned(session: &RawSession, calls: u64, begin: impl Fn(u64) -> Vec<u8>, each: usize) -> u64 {
+/// Begins so many calls, writes to each for as long as the node takes it, and gives how much it took in all.
+async fn pinned(session: &RawStreams, calls: u64, begin: impl Fn(u64) -> Vec<u8>, each: usize) -> u64 {
     let taken = Arc::new(AtomicU64::new(0));
     let mut writers = Vec::new();
     for call in 1..=calls {
-        let (mut send, recv) = session.open(&begin(2 * call)).await;
-        let taken = taken.clone();
+        let (session, bytes, taken) = (session.clone(), begin(2 * call), taken.clone());
         writers.push(tokio::spawn(async move {
+            let Ok((mut send, recv)) = session.connection.open_bi().await else { return };
             let filler = [0; 8 * 1024];
             let mut left = each;
+            let _ = send.write_all(&bytes).await;
             while left > 0 {
                 let Ok(written) = send.write(&filler[..left.min(filler.len())]).await else { break };
                 taken.fetch_add(written as u64, Ordering::SeqCst);
@@ -469,7 +470,7 @@ fn greedy() -> RawPeer {
 async fn bodies_announced_and_never_finished_hold_no_more_than_the_sessions_share() {
     let node = node().await;
     let (peer, friend) = honest(&node).await;
-    let session = greedy().greet(&node).await;
+    let session = greedy().greet(&node).await.answering();
     let begin = |stream| {
         let mut bytes = session.call(stream, &header("echo/one", Shape::Unary, ContentType::Raw));
         varint::put(&mut bytes, limits::BODY_BYTES as u64 + 1);
@@ -487,7 +488,7 @@ async fn bodies_announced_and_never_finished_hold_no_more_than_the_sessions_shar
 async fn headers_never_finished_hold_no_more_than_the_sessions_share() {
     let node = node().await;
     let (peer, friend) = honest(&node).await;
-    let session = greedy().greet(&node).await;
+    let session = greedy().greet(&node).await.answering();
     let begin = |stream| {
         let mut bytes = session.head(stream);
         bytes.push(Purpose::Call as u8);

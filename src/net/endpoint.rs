@@ -37,6 +37,9 @@ const DATAGRAM_BYTES: u16 = 6_500;
 /// wake an idle phone; QUIC's usual 10 min would make them more than everything else an idle link sends.
 const MTU_INTERVAL: Duration = Duration::from_secs(3_600);
 
+/// Datagrams carry pings and pongs only, and the newest matter.
+const DATAGRAM_BUFFER_BYTES: usize = 4 * 1_024;
+
 /// The two secrets that let a restarted node tell its peers at once that their old links are dead. They must survive the
 /// restart, and nobody else may know them.
 #[derive(Clone)]
@@ -380,7 +383,8 @@ fn transport_config() -> TransportConfig {
         .stream_receive_window(VarInt::from_u32(limits::STREAM_WINDOW_BYTES))
         .receive_window(VarInt::from_u32(limits::STRANGER_WINDOW_BYTES))
         .send_window(limits::SEND_WINDOW_BYTES)
-        .datagram_receive_buffer_size(None)
+        .datagram_receive_buffer_size(Some(DATAGRAM_BUFFER_BYTES))
+        .datagram_send_buffer_size(DATAGRAM_BUFFER_BYTES)
         .initial_rtt(Duration::from_millis(100))
         .max_idle_timeout(Some(IdleTimeout::try_from(limits::QUIC_IDLE).expect("90 s fit a QUIC timeout")))
         .keep_alive_interval(None)

@@ -156,6 +156,16 @@ impl Link {
         Ok((PathSend::new(send), PathRecv::new(recv)))
     }
 
+    /// Sends a datagram (RFC 9221): it may be lost, and no window holds it up. One that cannot be sent is lost too.
+    pub fn send_datagram(&self, bytes: Bytes) {
+        let _ = self.connection.send_datagram(bytes);
+    }
+
+    /// The next datagram. Cancel-safe.
+    pub async fn read_datagram(&self) -> Result<Bytes, PathError> {
+        self.connection.read_datagram().await.map_err(lost)
+    }
+
     /// Lifts the bounds of a stranger: the peer may open as many streams as a permitted one.
     pub fn permit(&self) {
         self.connection.set_max_concurrent_bi_streams(VarInt::from_u32(limits::STREAMS));
@@ -208,6 +218,12 @@ impl PathSend {
     /// sent a part.
     pub async fn write(&mut self, bytes: Bytes) -> Result<(), PathError> {
         self.inner.write_chunk(bytes).await.map_err(write_error)
+    }
+
+    /// Hands over as much of these bytes as there is room for, and takes that off their front; waits for room for the first.
+    /// Cancel-safe: dropped, it has taken nothing.
+    pub async fn write_some(&mut self, bytes: &mut Bytes) -> Result<(), PathError> {
+        self.inner.write_chunks(std::slice::from_mut(bytes)).await.map(drop).map_err(write_error)
     }
 
     /// Sends what is written here before what other streams have: for control streams, whose answers say that a path lives.

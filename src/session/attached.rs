@@ -2,7 +2,7 @@
 //! of the path; it opens and accepts streams and keeps the shares of this peer. It decides nothing about paths.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -52,6 +52,8 @@ pub struct Attached {
     window: Window,
     pulse: Pulse,
     wake: Notify,
+    /// Whether the owner looks at the path often, as it does while streams are open.
+    watched: AtomicBool,
     policy: PolicyHandle,
     grants: Mutex<Grants>,
 }
@@ -101,6 +103,7 @@ impl Attached {
             window: Window::new(link.clone(), budget),
             pulse: Pulse::default(),
             wake: Notify::new(),
+            watched: AtomicBool::new(false),
             session,
             attach,
             hello,
@@ -273,6 +276,15 @@ impl Attached {
         }
     }
 
+    /// Whether the owner has to look at the path often: streams are open, or were since `before` of them had been opened.
+    pub(super) fn is_busy(&self, before: u64) -> bool {
+        let busy = || self.streams() > 1 || self.streams_ever() != before;
+        let was = busy();
+        self.watched.store(was, SeqCst);
+        // A stream opened in between did not see that nobody watches.
+        was || (busy() && !self.watched.swap(true, SeqCst))
+    }
+
     pub(super) fn pulse(&self) -> &Pulse {
         &self.pulse
     }
@@ -331,8 +343,12 @@ impl Opened {
     }
 
     fn count(&self) {
-        self.attached.open.fetch_add(1, Ordering::Relaxed);
-        self.attached.opened.fetch_add(1, Ordering::Relaxed);
+        let attached = &self.attached;
+        attached.open.fetch_add(1, Ordering::Relaxed);
+        attached.opened.fetch_add(1, Ordering::Relaxed);
+        if !attached.watched.load(SeqCst) && !attached.watched.swap(true, SeqCst) {
+            attached.wake.notify_one();
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::FutureExt;
 use tokio::time::timeout;
 
 use crate::net::{Link, PathError, PathRecv, PathSend};
@@ -11,6 +12,7 @@ use crate::proto::control::Control;
 use crate::proto::frame::{FrameError, Frames, put_message};
 use crate::proto::limits;
 use crate::proto::stream::Kind;
+use crate::proto::varint;
 
 /// Why a control stream is of no more use.
 #[derive(Debug, thiserror::Error)]
@@ -43,7 +45,8 @@ pub enum ControlError {
 #[derive(Debug)]
 pub struct ControlSend {
     path: PathSend,
-    kind_due: bool,
+    /// What waits for the peer's window.
+    pending: Bytes,
 }
 
 /// The receiving side.
@@ -57,7 +60,8 @@ pub struct ControlRecv {
 pub async fn open(link: &Link) -> Result<(ControlSend, ControlRecv), ControlError> {
     let (mut send, recv) = link.open().await?;
     send.urgent();
-    Ok((ControlSend { path: send, kind_due: true }, ControlRecv::new(recv)))
+    let pending = Bytes::from_static(&[Kind::Control as u8]);
+    Ok((ControlSend { path: send, pending }, ControlRecv::new(recv)))
 }
 
 /// Takes the control stream of a path the peer dialled: the first stream it opens.
@@ -71,19 +75,40 @@ pub async fn accept(link: &Link) -> Result<(ControlSend, ControlRecv), ControlEr
         return Err(ControlError::Kind);
     }
     recv.frames.push(first);
-    Ok((ControlSend { path: send, kind_due: false }, recv))
+    Ok((ControlSend { path: send, pending: Bytes::new() }, recv))
 }
 
 impl ControlSend {
-    /// Sends a message. A peer that takes none for [`limits::ANSWER_BOUND`] is as good as gone.
+    /// Sends messages and waits until they are on their way: for the greeting, where nothing else is to be done. A peer that takes
+    /// none for [`limits::ANSWER_BOUND`] is as good as gone.
     pub async fn send(&mut self, messages: &[Control]) -> Result<(), ControlError> {
-        let mut buf = Vec::with_capacity(256);
-        if std::mem::take(&mut self.kind_due) {
-            buf.push(Kind::Control as u8);
-        }
+        self.queue(messages)?;
+        timeout(limits::ANSWER_BOUND, self.flush()).await.map_err(|_| ControlError::TimedOut("read"))?
+    }
+
+    /// Sends messages without waiting: what the peer's window has no room for goes with [`ControlSend::flush`]. A peer that lets
+    /// more than one control message's bound pile up breaks the path.
+    pub fn queue(&mut self, messages: &[Control]) -> Result<(), ControlError> {
+        let mut buf = self.pending.to_vec();
         messages.iter().for_each(|message| put_message(&mut buf, message));
-        let written = timeout(limits::ANSWER_BOUND, self.path.write(Bytes::from(buf))).await;
-        written.map_err(|_| ControlError::TimedOut("read"))?.map_err(ControlError::Path)
+        if buf.len() > limits::CONTROL_MESSAGE_BYTES + varint::MAX_LEN {
+            return Err(ControlError::TimedOut("read"));
+        }
+        self.pending = buf.into();
+        self.flush().now_or_never().unwrap_or(Ok(()))
+    }
+
+    /// Whether something waits for the peer's window.
+    pub fn is_stuck(&self) -> bool {
+        !self.pending.is_empty()
+    }
+
+    /// Waits until everything is on its way. Cancel-safe.
+    pub async fn flush(&mut self) -> Result<(), ControlError> {
+        while !self.pending.is_empty() {
+            self.path.write_some(&mut self.pending).await?;
+        }
+        Ok(())
     }
 }
 

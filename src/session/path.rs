@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
@@ -18,12 +19,15 @@ use super::hub::Hub;
 use super::notice::{Notice, Notices};
 use crate::net::{LostReason, PathError};
 use crate::proto::close::CloseCode;
+use crate::proto::codec;
 use crate::proto::control::{Control, Goodbye};
 use crate::proto::limits;
 use crate::state::liveness::Liveness;
 
 /// Pings under way at once.
 const PINGS: usize = 64;
+/// How often the path is looked at while streams are open.
+const LOOK: Duration = Duration::from_millis(500);
 /// A window that nothing used for this long shrinks back.
 const REST: Duration = Duration::from_secs(10);
 
@@ -36,6 +40,10 @@ pub(super) enum Input {
     /// The peer opened session stream 0.
     Notices(Notices),
     Notice(Option<Notice>),
+    /// What waited to be sent is on its way, or never will be.
+    Flushed(Result<(), ControlError>),
+    /// A ping or pong beside the control stream.
+    Datagram(Bytes),
     Closed(LostReason),
     /// Something was sent after a time of quiet: liveness looks again.
     Stirs,
@@ -80,6 +88,10 @@ pub(super) struct Path {
     liveness: Liveness,
     pings: VecDeque<Ping>,
     rest_at: Instant,
+    /// When to look again although liveness needs it not: while streams are open one may stop the others.
+    look_at: Option<Instant>,
+    /// Streams opened when it was last looked.
+    opened: u64,
     /// Whether we, and whether the peer, said that all answers are in.
     answered: (bool, bool),
     streams: JoinHandle<()>,
@@ -119,6 +131,8 @@ impl Path {
             incoming_notices,
             pings: VecDeque::new(),
             rest_at: now + REST,
+            look_at: None,
+            opened: 0,
             answered: (false, false),
             streams,
         })
@@ -126,7 +140,8 @@ impl Path {
 
     /// When to [`Path::tick`].
     pub fn wake(&self) -> Instant {
-        Instant::from_std(self.liveness.wake()).min(self.rest_at)
+        let wake = Instant::from_std(self.liveness.wake()).min(self.rest_at);
+        self.look_at.map_or(wake, |look_at| wake.min(look_at))
     }
 
     /// The next thing that comes in: reads only, and is cancel-safe. [`Path::handle`] does what follows.
@@ -135,6 +150,11 @@ impl Path {
         tokio::select! {
             biased;
             message = self.recv.next() => Input::Message(message),
+            sent = self.send.flush(), if self.send.is_stuck() => Input::Flushed(sent),
+            datagram = attached.link().read_datagram() => match datagram {
+                Ok(datagram) => Input::Datagram(datagram),
+                Err(_) => Input::Closed(attached.link().closed().await),
+            },
             Some(notices) = self.incoming_notices.recv() => Input::Notices(notices),
             notice = next_notice(&mut self.notices) => Input::Notice(notice),
             reason = attached.link().closed() => Input::Closed(reason),
@@ -145,7 +165,7 @@ impl Path {
     /// Deals with what came in. Writes to the control stream, so it must not be dropped half-way.
     pub async fn handle(&mut self, input: Input) -> PathEvent {
         match input {
-            Input::Message(Ok(message)) => self.message(message).await,
+            Input::Message(Ok(message)) => self.message(message),
             Input::Message(Err(ControlError::Path(PathError::Lost(reason)))) | Input::Closed(reason) => PathEvent::Lost(reason),
             // A peer that closes ends its control stream too; the code it closed with says more.
             Input::Message(Err(error @ (ControlError::Ended | ControlError::Path(_)))) => {
@@ -160,11 +180,14 @@ impl Path {
                 PathEvent::Nothing
             }
             Input::Notice(notice) => self.notice(notice),
-            Input::Stirs => self.tick().await.unwrap_or(PathEvent::Nothing),
+            Input::Flushed(Ok(())) => PathEvent::Nothing,
+            Input::Flushed(Err(error)) => PathEvent::Broken(error),
+            Input::Datagram(datagram) => self.datagram(&datagram),
+            Input::Stirs => self.tick().unwrap_or(PathEvent::Nothing),
         }
     }
 
-    async fn message(&mut self, message: Control) -> PathEvent {
+    fn message(&mut self, message: Control) -> PathEvent {
         match message {
             Control::Ping { seq } => {
                 let mut answer = vec![Control::Pong { seq }];
@@ -174,7 +197,7 @@ impl Path {
                     self.note_ping(seq, None);
                     answer.push(Control::Ping { seq });
                 }
-                match self.send.send(&answer).await {
+                match self.send(&answer) {
                     Ok(()) => PathEvent::Nothing,
                     Err(error) => PathEvent::Broken(error),
                 }
@@ -219,18 +242,42 @@ impl Path {
         }
     }
 
+    /// Sends control messages. If the peer's window has no room for them, because streams that nobody there reads have taken it
+    /// all, pings and pongs go as datagrams too, which no window holds up: that nobody reads does not mean that nobody lives.
+    ///
+    /// The pongs pile up meanwhile, within the bound of what may wait: who asks without end and reads nothing loses the path.
+    fn send(&mut self, messages: &[Control]) -> Result<(), ControlError> {
+        self.send.queue(messages)?;
+        if self.send.is_stuck() {
+            for message in messages.iter().filter(|message| matches!(message, Control::Ping { .. } | Control::Pong { .. })) {
+                self.attached.link().send_datagram(codec::encode(message).into());
+            }
+        }
+        Ok(())
+    }
+
+    /// A ping is answered the way it came. What else comes this way, or is nonsense, is lost like a datagram.
+    fn datagram(&mut self, datagram: &[u8]) -> PathEvent {
+        match codec::decode(datagram) {
+            Ok(Control::Ping { seq }) => self.attached.link().send_datagram(codec::encode(&Control::Pong { seq }).into()),
+            Ok(Control::Pong { seq }) => self.pong(seq),
+            _ => {}
+        }
+        PathEvent::Nothing
+    }
+
     /// Sends a ping for somebody who asks. With too many under way it is not sent, and the asker's own deadline tells.
-    pub async fn ping(&mut self, asked: oneshot::Sender<Duration>) {
+    pub fn ping(&mut self, asked: oneshot::Sender<Duration>) {
         if self.pings.len() < PINGS {
             let seq = self.liveness.ping(Instant::now().into_std());
-            self.send_ping(seq, Some(asked)).await;
+            self.send_ping(seq, Some(asked));
         }
     }
 
-    async fn send_ping(&mut self, seq: u64, asked: Option<oneshot::Sender<Duration>>) {
+    fn send_ping(&mut self, seq: u64, asked: Option<oneshot::Sender<Duration>>) {
         self.note_ping(seq, asked);
         // A send that fails is a path that is lost, which is seen where the path is read.
-        let _ = self.send.send(&[Control::Ping { seq }]).await;
+        let _ = self.send(&[Control::Ping { seq }]);
     }
 
     fn note_ping(&mut self, seq: u64, asked: Option<oneshot::Sender<Duration>>) {
@@ -244,19 +291,27 @@ impl Path {
     }
 
     /// Looks at the time: pings, or finds the path dead.
-    pub async fn tick(&mut self) -> Option<PathEvent> {
+    pub fn tick(&mut self) -> Option<PathEvent> {
         let now = Instant::now();
         if now >= self.rest_at {
             self.rest_at = now + REST;
             self.attached.rest();
         }
         self.attached.relieve();
+        let before = std::mem::replace(&mut self.opened, self.attached.streams_ever());
+        self.look_at = self.attached.is_busy(before).then(|| now + LOOK);
+        if self.send.is_stuck()
+            && let Some(ping) = self.pings.back()
+        {
+            // A datagram may be lost: again, until one is answered.
+            self.attached.link().send_datagram(codec::encode(&Control::Ping { seq: ping.seq }).into());
+        }
         let step = self.liveness.tick(now.into_std(), self.attached.pulse());
         if step.dead.is_some() {
             return Some(PathEvent::NoAnswer);
         }
         if let Some(seq) = step.ping {
-            self.send_ping(seq, None).await;
+            self.send_ping(seq, None);
         }
         None
     }
@@ -287,7 +342,7 @@ impl Path {
 
     /// Says goodbye, and gives it a moment to arrive.
     pub async fn goodbye(&mut self, goodbye: Goodbye) {
-        if self.send.send(&[Control::Goodbye(goodbye)]).await.is_ok() {
+        if self.send.queue(&[Control::Goodbye(goodbye)]).is_ok() {
             let _ = timeout(GOODBYE, self.farewell()).await;
         }
     }

@@ -428,7 +428,7 @@ impl Owner {
             Command::Attach(greeted) => self.attach(*greeted).await,
             Command::Ping(answer) => {
                 if let Some(path) = &mut self.path {
-                    path.ping(answer).await;
+                    path.ping(answer);
                 }
             }
             Command::NetworkChanged => {
@@ -563,7 +563,7 @@ impl Owner {
         self.expected_until = self.expected_until.filter(|until| Instant::now() < *until);
         match &mut self.path {
             Some(path) => {
-                if let Some(event) = path.tick().await {
+                if let Some(event) = path.tick() {
                     self.path_event(event).await;
                 }
             }

@@ -27,11 +27,6 @@ impl Budget {
     }
 }
 
-/// What a full window lets in besides, for control messages.
-const TRICKLE_BYTES: u32 = 1_024;
-/// The most it lets in besides. At two trickles a second it lasts for more than half an hour in which nothing is read at all.
-const TRICKLE_BYTES_MAX: u32 = 4 * 1_024 * 1_024;
-
 /// The connection window of one session. Doubles each time a whole window was used, shrinks back when nothing comes.
 #[derive(Debug)]
 pub struct Window {
@@ -42,8 +37,6 @@ pub struct Window {
     since: AtomicU64,
     /// How often the peer had said that the window stops it, when it was last looked at.
     stopped: AtomicU64,
-    /// Bytes let in beyond the largest size.
-    trickled: AtomicU32,
 }
 
 impl Window {
@@ -54,7 +47,6 @@ impl Window {
             size: AtomicU32::new(limits::WINDOW_IDLE_BYTES),
             since: AtomicU64::new(0),
             stopped: AtomicU64::new(0),
-            trickled: AtomicU32::new(0),
         }
     }
 
@@ -69,24 +61,13 @@ impl Window {
 
     /// Grows if the peer is stopped by the window although nothing is read: then what fills it is a stream nobody reads, which
     /// must not hold up the others. One such stream fills no more than its own window.
-    ///
-    /// A window that is as large as it may be lets a trickle in, [`TRICKLE_BYTES`] each time and [`TRICKLE_BYTES_MAX`] in all.
-    /// Control streams come first wherever there is room, so pings and pongs still pass when streams that nobody reads have
-    /// taken everything: the session lives, and only those streams stand still.
     pub(super) fn relieve(&self) {
         let stopped = self.link.times_stopped();
         if self.stopped.swap(stopped, Relaxed) == stopped {
             return;
         }
         let size = self.size.load(Relaxed);
-        if size < limits::WINDOW_MAX_BYTES {
-            return self.grow(size, (2 * size).max(size + limits::STREAM_WINDOW_BYTES));
-        }
-        let trickled = self.trickled.load(Relaxed);
-        if trickled < TRICKLE_BYTES_MAX {
-            self.trickled.store(trickled + TRICKLE_BYTES, Relaxed);
-            self.link.set_window(size + trickled + TRICKLE_BYTES);
-        }
+        self.grow(size, (2 * size).max(size + limits::STREAM_WINDOW_BYTES));
     }
 
     fn grow(&self, from: u32, to: u32) {
@@ -108,7 +89,6 @@ impl Window {
             return;
         }
         let size = self.size.swap(limits::WINDOW_IDLE_BYTES, Relaxed);
-        self.trickled.store(0, Relaxed);
         if size > limits::WINDOW_IDLE_BYTES {
             self.budget.give_back(size - limits::WINDOW_IDLE_BYTES);
             self.link.set_window(limits::WINDOW_IDLE_BYTES);

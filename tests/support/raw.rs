@@ -89,7 +89,7 @@ impl RawPeer {
         let session = theirs.session.expect("it accepts");
         control.send(&Control::Attach(attach(session, theirs.attach))).await;
         let Control::Attach(_) = control.next().await else { panic!("no attach") };
-        RawSession { connection, control, attach: theirs.attach }
+        RawSession::new(connection, control, theirs.attach)
     }
 
     /// Answers the next node that dials with these messages instead of the right ones, except for a hello's attach number of 1,
@@ -121,7 +121,7 @@ impl RawPeer {
         control.send(&Control::Hello(Hello { session: Some(session), attach: theirs.attach, ..hello() })).await;
         control.send(&Control::Attach(attach(session, theirs.attach))).await;
         let Control::Attach(_) = control.next().await else { panic!("no attach") };
-        RawSession { connection, control, attach: theirs.attach }
+        RawSession::new(connection, control, theirs.attach)
     }
 }
 
@@ -140,9 +140,51 @@ impl RawPeer {
 
 /// A session of a raw peer.
 pub struct RawSession {
-    pub connection: Connection,
     pub control: RawControl,
+    streams: RawStreams,
+}
+
+/// The streams of a session of a raw peer.
+#[derive(Clone)]
+pub struct RawStreams {
+    pub connection: Connection,
     pub attach: u64,
+}
+
+impl std::ops::Deref for RawSession {
+    type Target = RawStreams;
+
+    fn deref(&self) -> &RawStreams {
+        &self.streams
+    }
+}
+
+impl RawSession {
+    fn new(connection: Connection, control: RawControl, attach: u64) -> Self {
+        Self { control, streams: RawStreams { connection, attach } }
+    }
+
+    /// Answers pings from now on, as long as the connection lives.
+    pub fn answering(self) -> RawStreams {
+        let Self { mut control, streams } = self;
+        tokio::spawn(async move {
+            loop {
+                let chunk = control.recv.read_chunk(usize::MAX, true).await;
+                let Ok(Some(chunk)) = chunk else { return };
+                control.frames.push(chunk.bytes);
+                while let Ok(Some(frame)) = control.frames.next_frame() {
+                    if let Ok(Control::Ping { seq }) = codec::decode(&frame) {
+                        let mut buf = Vec::new();
+                        put_message(&mut buf, &Control::Pong { seq });
+                        if control.send.write_all(&buf).await.is_err() {
+                            return;
+                        }
+                    }
+                }
+            }
+        });
+        streams
+    }
 }
 
 /// A control stream.
@@ -196,7 +238,7 @@ impl RawReceived {
     }
 }
 
-impl RawSession {
+impl RawStreams {
     /// The head of the stream with this id.
     pub fn head(&self, stream: u64) -> Vec<u8> {
         let mut buf = Vec::new();
