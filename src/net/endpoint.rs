@@ -146,7 +146,7 @@ pub struct Endpoint {
     /// Links alive, and dials under way.
     links: Arc<AtomicUsize>,
     dialling: Arc<AtomicUsize>,
-    retry_above: usize,
+    unfinished_max: usize,
 }
 
 impl Endpoint {
@@ -181,7 +181,7 @@ impl Endpoint {
             dials: Arc::default(),
             links: Arc::default(),
             dialling: Arc::default(),
-            retry_above: bounds.limits.retry_above,
+            unfinished_max: bounds.limits.pending_handshakes,
         })
     }
 
@@ -260,8 +260,9 @@ impl Endpoint {
 
     fn admit(&self, incoming: quinn::Incoming, links: &mpsc::Sender<Link>) -> Option<impl Future<Output = ()> + use<>> {
         let (address, proved) = (incoming.remote_address(), incoming.remote_address_validated());
-        // What is left of failed handshakes takes memory too, and a sender that hides its address must not have it pile up.
-        if !proved && self.unfinished() >= self.retry_above {
+        // What is left of failed handshakes takes memory too, and a sender that hides its address must not have it pile up. Not
+        // sooner: a dialler that has given up answers each Retry with a close, until it forgets about the dial.
+        if !proved && self.unfinished() >= self.unfinished_max {
             let _ = incoming.retry();
             return None;
         }

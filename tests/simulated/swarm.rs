@@ -49,6 +49,7 @@ fn a_hundred_nodes_come_back_to_one_that_restarts_without_a_stampede() {
             per_tenth.values().collect::<Vec<_>>()
         );
         assert!(took < Duration::from_secs(5), "{took:?}");
+        assert!(dials <= 100 && per_tenth.values().all(|packets| *packets <= 300), "{dials} {per_tenth:?}");
         assert_eq!(hub.counts().refused_handshakes, 0);
         assert_eq!(hub.counts().links, 100);
     });
