@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::FutureExt;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::OwnedSemaphorePermit;
@@ -445,8 +446,9 @@ async fn next_message(items: &mut Items) -> Result<Option<(Bytes, Charge)>, Call
     match items.next().await {
         Ok(Item::Message(body, charge)) => Ok(Some((body, charge))),
         Ok(Item::Status(status)) => {
-            // Read to the very end, so that QUIC needs not tell the callee to stop.
-            let _ = items.next().await;
+            // Read to the very end if that is here, so that QUIC needs not tell the callee to stop. One that does not end is no
+            // reason to wait: the call has its status.
+            let _ = items.next().now_or_never();
             if status.is_ok() { Ok(None) } else { Err(CallError::Status(status)) }
         }
         Ok(Item::End) => Err(CallError::OutcomeUnknown("the callee broke off".into())),

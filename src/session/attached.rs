@@ -174,7 +174,7 @@ impl Attached {
     pub async fn open(self: &Arc<Self>) -> Result<(StreamSend, StreamRecv), PathError> {
         let (send, recv) = self.link.open().await?;
         let head = Head { stream: self.next_id(), attach: self.attach, offset: 0 };
-        Ok((StreamSend::opened(send, self.clone(), head), StreamRecv::new(recv, Opened::new(self.clone()), None)))
+        Ok((StreamSend::opened(send, self.clone(), head), StreamRecv::opened(recv, Opened::new(self.clone()))))
     }
 
     /// Takes in a stream of the peer whose head was read; `first` came with it. An id that was used before, or a head of
@@ -194,7 +194,8 @@ impl Attached {
         }
         let opened = Opened { attached: self.clone(), accepted: Some(head.stream) };
         opened.count();
-        Some((StreamSend::accepted(send, self.clone()), StreamRecv::new(recv, opened, (!first.is_empty()).then_some(first))))
+        let first = (!first.is_empty()).then_some(first);
+        Some((StreamSend::accepted(send, opened), StreamRecv::accepted(recv, self.clone(), first)))
     }
 
     /// A stream of the peer ended before its head was here. Its id will never be seen.
@@ -327,7 +328,7 @@ impl Drop for Calling {
     }
 }
 
-/// Keeps count of a stream, from its opening until both halves are done with.
+/// Keeps count of a stream, from its opening until its answer is read here or written here.
 #[derive(Debug)]
 pub(super) struct Opened {
     pub(super) attached: Arc<Attached>,

@@ -85,6 +85,8 @@ pub struct Peer {
 struct Known {
     wanted: bool,
     addresses: VecDeque<SocketAddr>,
+    /// What the peer said last.
+    announced: Vec<SocketAddr>,
     seen: Option<SystemTime>,
 }
 
@@ -122,7 +124,18 @@ impl Peer {
 
     /// Where it may be dialled, the likeliest first.
     pub fn addresses(&self) -> Vec<SocketAddr> {
-        self.known().addresses.iter().copied().collect()
+        // Half of our own come before what the peer says, so that it can move but not push them out.
+        let known = self.known();
+        let (first, rest) = known.addresses.as_slices();
+        let ours: Vec<_> = first.iter().chain(rest).copied().collect();
+        let (best, others) = ours.split_at(ours.len().min(limits::ADDRESSES / 2));
+        let mut all: Vec<SocketAddr> = Vec::new();
+        for address in best.iter().chain(&known.announced).chain(others) {
+            if !all.contains(address) {
+                all.push(*address);
+            }
+        }
+        all
     }
 
     /// When it was last connected.
@@ -174,21 +187,20 @@ impl Peer {
         self.state.borrow().unreached.clone()
     }
 
-    fn learn(&self, addresses: impl IntoIterator<Item = SocketAddr>, first: bool) {
+    /// Addresses its owner named, or that led to it: the likeliest first.
+    fn learn(&self, addresses: impl IntoIterator<Item = SocketAddr>) {
         let mut known = self.known();
         for address in addresses {
-            let listed = known.addresses.iter().position(|other| *other == address);
-            match (listed, first) {
-                (Some(at), true) => {
-                    known.addresses.remove(at);
-                    known.addresses.push_front(address);
-                }
-                (Some(_), false) => {}
-                (None, true) => known.addresses.push_front(address),
-                (None, false) => known.addresses.push_back(address),
-            }
+            known.addresses.retain(|other| *other != address);
+            known.addresses.push_front(address);
         }
         known.addresses.truncate(limits::ADDRESSES);
+    }
+
+    /// The addresses it says it can be dialled at, and the one it is seen at: in place of those before.
+    fn announced(&self, addresses: Vec<SocketAddr>, seen: Option<SocketAddr>) {
+        let announced = seen.into_iter().chain(addresses).take(limits::ADDRESSES).collect();
+        self.known().announced = announced;
     }
 
     fn known(&self) -> std::sync::MutexGuard<'_, Known> {
@@ -372,7 +384,7 @@ impl Owner {
         self.running.remove(&attempt);
         let error = match outcome {
             Ok(greeted) => {
-                self.peer.learn([address], true);
+                self.peer.learn([address]);
                 self.attach(greeted).await;
                 // Lost at once, or not needed: the supervisor must not wait for it. Else it has heard of better.
                 if self.path.is_none() {
@@ -410,7 +422,7 @@ impl Owner {
     async fn command(&mut self, command: Command) {
         match command {
             Command::Want(addresses) => {
-                self.peer.learn(addresses.into_iter().rev(), true);
+                self.peer.learn(addresses.into_iter().rev());
                 self.turn = 0;
                 if self.path.is_none() {
                     self.supervise(Input::NetworkChanged);
@@ -460,10 +472,8 @@ impl Owner {
             }
             self.lost(DisconnectReason::Superseded, CloseCode::Superseded);
         }
-        self.peer.learn(greeted.agreement.hello.addresses.iter().copied(), false);
-        if !link.dialled() {
-            self.peer.learn([link.remote()], false);
-        }
+        let seen = (!link.dialled()).then(|| link.remote());
+        self.peer.announced(greeted.agreement.hello.addresses.clone(), seen);
         let path = match Path::start(&self.hub, greeted).await {
             Ok(path) => path,
             Err(error) => {
@@ -539,7 +549,7 @@ impl Owner {
                 self.lost(DisconnectReason::Refused, CloseCode::Goodbye);
                 self.failed(Unreached::Refused);
             }
-            PathEvent::Addresses(addresses) => self.peer.learn(addresses, false),
+            PathEvent::Addresses(addresses) => self.peer.announced(addresses, None),
             PathEvent::Draining => {
                 self.peer.ending.store(true, SeqCst);
                 // Whoever waits for the session waits for the next one from here on.

@@ -15,6 +15,8 @@ use crate::proto::stream::{HEAD_BYTES_MAX, Head};
 pub struct StreamSend {
     path: PathSend,
     attached: Arc<Attached>,
+    /// Keeps count of a stream the peer opened: this half lives until it is answered.
+    _accepted: Option<Opened>,
     /// The head that has still to go before the first byte, on the side that opened the stream.
     head: Option<Head>,
     /// What a begun buffer holds before the stream's own bytes.
@@ -24,11 +26,12 @@ pub struct StreamSend {
 
 impl StreamSend {
     pub(super) fn opened(path: PathSend, attached: Arc<Attached>, head: Head) -> Self {
-        Self { path, attached, head: Some(head), uncounted: 0, offset: 0 }
+        Self { path, attached, _accepted: None, head: Some(head), uncounted: 0, offset: 0 }
     }
 
-    pub(super) fn accepted(path: PathSend, attached: Arc<Attached>) -> Self {
-        Self { path, attached, head: None, uncounted: 0, offset: 0 }
+    pub(super) fn accepted(path: PathSend, opened: Opened) -> Self {
+        let attached = opened.attached.clone();
+        Self { path, attached, _accepted: Some(opened), head: None, uncounted: 0, offset: 0 }
     }
 
     /// Begins the (empty) buffer of the first write: what has to go before the stream's own bytes is put into it, so that both
@@ -83,15 +86,21 @@ impl StreamSend {
 #[derive(Debug)]
 pub struct StreamRecv {
     path: PathRecv,
-    opened: Opened,
+    attached: Arc<Attached>,
+    /// Keeps count of a stream we opened: this half lives until the answer is read.
+    _opened: Option<Opened>,
     /// Bytes that came together with the head.
     first: Option<Bytes>,
     offset: u64,
 }
 
 impl StreamRecv {
-    pub(super) fn new(path: PathRecv, opened: Opened, first: Option<Bytes>) -> Self {
-        Self { path, opened, first, offset: 0 }
+    pub(super) fn opened(path: PathRecv, opened: Opened) -> Self {
+        Self { path, attached: opened.attached.clone(), _opened: Some(opened), first: None, offset: 0 }
+    }
+
+    pub(super) fn accepted(path: PathRecv, attached: Arc<Attached>, first: Option<Bytes>) -> Self {
+        Self { path, attached, _opened: None, first, offset: 0 }
     }
 
     /// The next bytes in order; `None` at the end. Cancel-safe.
@@ -100,7 +109,7 @@ impl StreamRecv {
             Some(first) => first,
             None => match self.path.read().await? {
                 Some(bytes) => {
-                    self.opened.attached.received(bytes.len());
+                    self.attached.received(bytes.len());
                     bytes
                 }
                 None => return Ok(None),
@@ -129,6 +138,6 @@ impl StreamRecv {
 
     /// What carries the session now.
     pub fn attached(&self) -> &Arc<Attached> {
-        &self.opened.attached
+        &self.attached
     }
 }
