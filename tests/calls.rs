@@ -841,3 +841,39 @@ async fn regression_calls_given_up_before_they_left_do_not_wedge_the_session() {
     assert_eq!(soon(pair.to_b.call::<_, String>("echo/one", "x")).await.unwrap(), "x");
     pair.shutdown().await;
 }
+
+#[tokio::test]
+async fn a_blocking_handler_whose_caller_gave_up_counts_until_its_thread_has_ended() {
+    let (started, mut starts) = mpsc::unbounded_channel();
+    let (go_on, wait) = std::sync::mpsc::channel::<()>();
+    let wait = Arc::new(std::sync::Mutex::new(wait));
+    let service = Service::new("thread")
+        .unary("hold", move |_cx, ()| {
+            let (started, wait) = (started.clone(), wait.clone());
+            async move {
+                let _ = started.send(());
+                let _ = wait.lock().unwrap().recv();
+                Ok(())
+            }
+        })
+        .blocking();
+    let pair = pair(echo(), service).await;
+    let handled_by_b = async |count: usize| {
+        loop {
+            let peers = pair.b.peers().await.unwrap();
+            if peers.iter().filter_map(|peer| peer.session.as_ref()).map(|session| session.handling).sum::<usize>() == count {
+                return;
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    let to_b = pair.to_b.clone();
+    let call = tokio::spawn(async move { to_b.call::<_, ()>("thread/hold", &()).await });
+    soon(starts.recv()).await.unwrap();
+    soon(handled_by_b(2)).await; // the call, and its thread
+    call.abort();
+    soon(handled_by_b(1)).await;
+    go_on.send(()).unwrap();
+    soon(handled_by_b(0)).await;
+    pair.shutdown().await;
+}

@@ -16,6 +16,7 @@ use super::context::Context;
 use super::serve::Shared;
 use crate::net::PathError;
 use crate::proto::status::{Code, Status};
+use crate::session::Attached;
 
 /// Where a handler runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -39,6 +40,7 @@ pub(super) async fn run<R: Send + 'static, S: Future<Output = Result<(), PathErr
     shared: &Arc<Shared>,
     cx: &Context,
     place: Place,
+    attached: &Attached,
     stopped: impl FnOnce() -> S,
     handler: impl Future<Output = Result<R, Status>> + Send + 'static,
 ) -> Option<Result<R, Status>> {
@@ -46,7 +48,21 @@ pub(super) async fn run<R: Send + 'static, S: Future<Output = Result<(), PathErr
     let ended = match place {
         Place::Network => until(cx, stopped, timed(shared, cx, handler)).await?,
         // Boxed, so that the state of calls that stay here has no room for them.
-        _ => Box::pin(until(cx, stopped, elsewhere(shared, place, handler))).await?,
+        Place::Spawned => Box::pin(until(cx, stopped, joined(shared.offload().spawn(handler)))).await?,
+        Place::Blocking => {
+            // Nothing ends a thread, so it holds a permit of its own until it ends by itself, also when its call is over long before.
+            let Some(permit) = attached.try_handler_permit() else {
+                return Some(Err(Status::new(Code::ResourceExhausted, "too many handlers of this caller are running")));
+            };
+            let runtime = shared.offload();
+            let on = runtime.clone();
+            let thread = runtime.spawn_blocking(move || {
+                let ended = on.block_on(handler);
+                drop(permit);
+                ended
+            });
+            Box::pin(until(cx, stopped, joined(thread))).await?
+        }
     };
     Some(match ended {
         Ok(Ok(ended)) => ended,
@@ -97,20 +113,6 @@ async fn until<F: Future, S: Future<Output = Result<(), PathError>>>(
         None
     };
     Box::pin(watched).await
-}
-
-/// Runs where the network is not held up.
-async fn elsewhere<R: Send + 'static>(
-    shared: &Shared,
-    place: Place,
-    handler: impl Future<Output = std::thread::Result<R>> + Send + 'static,
-) -> std::thread::Result<R> {
-    let runtime = shared.offload();
-    if place == Place::Spawned {
-        return joined(runtime.spawn(handler)).await;
-    }
-    let on = runtime.clone();
-    joined(runtime.spawn_blocking(move || on.block_on(handler))).await
 }
 
 async fn timed<F: Future>(shared: &Shared, cx: &Context, future: F) -> F::Output {

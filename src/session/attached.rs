@@ -208,6 +208,11 @@ impl Attached {
         self.handlers.clone().acquire_owned().await.expect("this semaphore is never closed")
     }
 
+    /// The same, at once or not at all: for what goes on after its call has ended.
+    pub fn try_handler_permit(&self) -> Option<OwnedSemaphorePermit> {
+        self.handlers.clone().try_acquire_owned().ok()
+    }
+
     /// Calls of the peer that are being handled.
     pub fn handling(&self) -> usize {
         // One more permit is always held for the stream that comes next.
