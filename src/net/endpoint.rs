@@ -30,8 +30,9 @@ use crate::state::prefix::Prefix;
 const SERVER_NAME: &str = "volt";
 
 /// Largest datagram tried for. A path takes what it can: 1,452 bytes across the internet, this much over loopback and jumbo
-/// frames, where it moves bulk data half again as fast. Above 8,900 bytes black holes were found where there were none.
-const DATAGRAM_BYTES: u16 = 6_500;
+/// frames, where it moves bulk data half again as fast. With 6,500 bulk is faster still, but 64 calls of 1 KiB then leave in one
+/// burst, and the two ends wait for each other's: they are half as many. Above 8,900 black holes were found where there were none.
+const DATAGRAM_BYTES: u16 = 4_000;
 
 /// How often a link asks again whether its path takes larger datagrams by now. Each time costs up to a hundred packets, which
 /// wake an idle phone; QUIC's usual 10 min would make them more than everything else an idle link sends.
