@@ -300,10 +300,8 @@ impl Path {
         self.attached.relieve();
         let before = std::mem::replace(&mut self.opened, self.attached.streams_ever());
         self.look_at = self.attached.is_busy(before).then(|| now + LOOK);
-        if self.send.is_stuck()
-            && let Some(ping) = self.pings.back()
-        {
-            // A datagram may be lost: again, until one is answered.
+        if let Some(ping) = self.pings.back().filter(|ping| self.send.is_stuck() || now >= ping.at + LOOK) {
+            // It, or its pong, waits for a window, or was lost and waits to be sent again: beside the stream, until one is answered.
             self.attached.link().send_datagram(codec::encode(&Control::Ping { seq: ping.seq }).into());
         }
         let step = self.liveness.tick(now.into_std(), self.attached.pulse());
