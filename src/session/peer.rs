@@ -285,10 +285,11 @@ impl Owner {
                     None => break,
                 },
                 Some(attempt) = self.attempts.join_next() => self.attempted(attempt).await,
-                input = path_input(&mut self.path) => self.path_input(input).await,
                 _ = policy.changed() => self.policy_changed().await,
                 () = self.peer.call_ended.notified() => self.call_ended().await,
                 () = sleep_until(wake) => self.tick().await,
+                // Last: a peer that never stops talking must put off neither the policy nor the clock.
+                input = path_input(&mut self.path) => self.path_input(input).await,
             }
         }
     }
