@@ -174,6 +174,13 @@ pub enum EventLine {
         /// Whether it can be called.
         online: bool,
     },
+    /// A session that is up goes on over another path, without a break.
+    Path {
+        /// The other node.
+        peer: NodeId,
+        /// What carries it now.
+        path: String,
+    },
     /// The reader was too slow: so many events are lost to it.
     Missed {
         /// How many.
@@ -188,6 +195,7 @@ impl EventLine {
             Event::Connected { peer, session, resumed, path } => {
                 Some(Self::Connected { peer: *peer, session: session_text(session), resumed: *resumed, path: path.to_string() })
             }
+            Event::PathChanged { peer, path } => Some(Self::Path { peer: *peer, path: path.to_string() }),
             Event::Disconnected { peer, reason } => Some(Self::Disconnected { peer: *peer, reason: reason.to_string() }),
             Event::Missed(events) => Some(Self::Missed { events: *events }),
         }

@@ -63,6 +63,8 @@ pub enum Control {
     ),
     /// The sender closes the session; nothing follows.
     Goodbye(Goodbye),
+    /// What the sender has of the session's streams: lets the receiver forget what it kept in case the path is lost.
+    Progress(Progress),
 }
 
 /// Who speaks, and what it proposes.
@@ -82,6 +84,9 @@ pub struct Hello {
     pub name: String,
     /// How eagerly the sender watches idle paths.
     pub profile: Profile,
+    /// How long the sender keeps a session without a path, in milliseconds. The smaller of the two holds; with 0 sessions are
+    /// not resumed, and nothing is kept or acknowledged for that.
+    pub resume_window_ms: u32,
     /// Where the sender can be dialled.
     pub addresses: Vec<SocketAddr>,
     /// The address the sender sees the receiver at.
@@ -90,7 +95,7 @@ pub struct Hello {
     pub extensions: Vec<(u16, Vec<u8>)>,
 }
 
-/// A session is put on this path.
+/// A session is put on this path. Several follow each other when there is much to list.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct Attach {
     /// The session.
@@ -99,32 +104,43 @@ pub struct Attach {
     pub attach: u64,
     /// The lowest stream id the sender has not opened yet.
     pub next_id: u64,
-    /// The sender's live streams, by rising id. One that its opener does not list is finished at both ends.
+    /// The sender's live streams, by rising id. One below `next_id` that its opener does not list is over at both ends.
     pub live: Vec<LiveStream>,
+    /// Whether another attach with more of them follows.
+    pub more: bool,
 }
 
-/// Where one stream stands.
+/// Where one stream stands at the sender of this.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct LiveStream {
     /// The stream.
     pub stream: u64,
     /// Bytes handed to this side's reader.
     pub received: u64,
-    /// What this side still sends.
-    pub send: SendState,
+    /// Whether this side's reader has seen the end after them, a reset too.
+    pub ended: bool,
+    /// The code with which this side gave up sending, if it did.
+    pub reset: Option<u8>,
     /// The code with which this side stopped reading, if it did.
-    pub stop: Option<u32>,
+    pub stop: Option<u8>,
 }
 
-/// What one side of a stream still sends.
+/// What is done with, and what has come.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
+pub struct Progress {
+    /// Streams the sender opened and is done with: over at both ends. Rising and apart.
+    pub over: Vec<Run>,
+    /// Streams of which more has come since this was last said.
+    pub live: Vec<LiveStream>,
+}
+
+/// Streams that one side opened one after the other: `first`, `first + 2`, …
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
-pub enum SendState {
-    /// More may come.
-    Open,
-    /// Finished after so many bytes.
-    Fin(u64),
-    /// Given up with this code.
-    Reset(u32),
+pub struct Run {
+    /// The lowest.
+    pub first: u64,
+    /// How many, at least one.
+    pub count: u64,
 }
 
 /// The session is over.
@@ -147,6 +163,7 @@ impl Message for Control {
             Control::Hello(hello) => hello.check(),
             Control::Attach(attach) => attach.check(),
             Control::Addresses(addresses) => check_addresses(addresses),
+            Control::Progress(progress) => progress.check(),
             Control::Ping { .. } | Control::Pong { .. } | Control::Goodbye(_) => Ok(()),
         }
     }
@@ -169,14 +186,35 @@ impl Hello {
 
 impl Attach {
     fn check(&self) -> Result<(), &'static str> {
-        if self.live.len() > limits::LIVE_STREAMS {
-            return Err("too many live streams");
-        }
-        if self.live.windows(2).any(|pair| pair[0].stream >= pair[1].stream) {
-            return Err("live streams are not in rising order");
-        }
-        Ok(())
+        check_live(&self.live)
     }
+}
+
+impl Progress {
+    fn check(&self) -> Result<(), &'static str> {
+        if self.over.len() > limits::PROGRESS_ENTRIES {
+            return Err("too many runs of streams that are over");
+        }
+        let mut next = 0;
+        for run in &self.over {
+            let end = run.count.checked_mul(2).and_then(|ids| run.first.checked_add(ids));
+            match end {
+                Some(end) if run.count > 0 && run.first >= next => next = end,
+                _ => return Err("runs of streams are not rising"),
+            }
+        }
+        check_live(&self.live)
+    }
+}
+
+fn check_live(live: &[LiveStream]) -> Result<(), &'static str> {
+    if live.len() > limits::PROGRESS_ENTRIES {
+        return Err("too many live streams");
+    }
+    if live.windows(2).any(|pair| pair[0].stream >= pair[1].stream) {
+        return Err("live streams are not in rising order");
+    }
+    Ok(())
 }
 
 fn check_addresses(addresses: &[SocketAddr]) -> Result<(), &'static str> {

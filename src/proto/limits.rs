@@ -34,8 +34,10 @@ pub const ADDRESSES: usize = 16;
 pub const RELAYS: usize = 8;
 /// Largest certificate a peer may present, in bytes of DER.
 pub const CERTIFICATE_BYTES: usize = 2 * KIB;
-/// Most live streams an attach may list: the stream limit.
+/// Most live streams that one side of a session opened: those in flight, and those whose end is not acknowledged yet.
 pub const LIVE_STREAMS: usize = 2_048;
+/// Most streams, and most runs of them, that one attach or progress message lists. What there is more goes into the next.
+pub const PROGRESS_ENTRIES: usize = 1_024;
 /// Deepest nesting of a call's body in bincode.
 pub const BODY_DEPTH: usize = 64;
 
@@ -58,6 +60,13 @@ pub const WINDOW_MAX_BYTES: u32 = 16 * MIB as u32;
 pub const SEND_WINDOW_BYTES: u64 = 64 * MIB as u64;
 /// Send and receive buffers asked of the kernel, in bytes.
 pub const SOCKET_BUFFER_BYTES: usize = 4 * MIB;
+
+/// Bytes of one stream that are kept for resumption whatever the node's budget says.
+pub const STREAM_KEPT_BYTES: usize = 16 * KIB;
+/// Bytes kept of a stream that sends more than that.
+pub const STREAM_KEPT_NEXT_BYTES: usize = 256 * KIB;
+/// Most bytes kept of one stream: what its window lets be on the way, there and back, and room to spare.
+pub const STREAM_KEPT_MAX_BYTES: usize = 4 * MIB;
 
 // Counts.
 
@@ -90,6 +99,12 @@ pub const HANDSHAKE: Duration = Duration::from_secs(10);
 pub const HELLO: Duration = Duration::from_secs(5);
 /// A session can be resumed for this long after its last path was lost.
 pub const RESUME_WINDOW: Duration = Duration::from_secs(120);
+/// What a reader has taken is acknowledged, and a stream that is over reported, within this…
+pub const PROGRESS_WITHIN: Duration = Duration::from_millis(25);
+/// … or as soon as so many bytes were taken…
+pub const PROGRESS_BYTES: usize = 128 * KIB;
+/// … or so many streams are over.
+pub const PROGRESS_STREAMS: usize = 128;
 /// First ceiling of the time between two attempts to dial.
 pub const BACKOFF_FIRST: Duration = Duration::from_millis(100);
 /// Largest ceiling of the time between two attempts to dial.

@@ -14,14 +14,13 @@ use tokio::time::{Instant, timeout_at};
 
 use super::error::CallError;
 use super::item::{Charge, Item, ItemError, Items, put_message, put_message_head, write_message};
-use crate::net::PathError;
 use crate::proto::body::{self, ContentType};
 use crate::proto::call::{Header, Shape};
 use crate::proto::codec::Message;
 use crate::proto::frame::{self, Frames};
 use crate::proto::limits;
 use crate::proto::stream::Purpose;
-use crate::session::{Attached, Calling, Peer, SMALL_BODY_BYTES, Session, Share, StreamRecv, StreamSend, WaitError};
+use crate::session::{Attached, Calling, Peer, SMALL_BODY_BYTES, Session, Share, StreamError, StreamRecv, StreamSend, WaitError};
 
 /// A call that is about to be made. Methods that end it ([`Call::unary`] and the like) make it.
 #[derive(Clone, Debug)]
@@ -218,10 +217,10 @@ impl<'a> Call<'a> {
         loop {
             let attached = self.attached(deadline, lost.as_ref()).await?;
             guard.charge = match &body {
-                Some(body) => attached.reserve(Share::Calls, body.len()).await,
+                Some(body) => attached.core().reserve(Share::Calls, body.len()).await,
                 None => None,
             };
-            guard.calling = attached.begin_call();
+            guard.calling = attached.core().begin_call();
             let opened = match &guard.calling {
                 Some(_) => attached.open().await.map_err(|error| error.to_string()),
                 None => Err("the peer goes down".to_owned()),
@@ -238,7 +237,7 @@ impl<'a> Call<'a> {
             sent.store(true, Relaxed);
             match self.write(&mut send, shape, body.take(), deadline).await {
                 // A callee that reads no further has answered already.
-                Ok(()) | Err(PathError::Stopped(_)) => return Ok((Opened { send, guard }, recv)),
+                Ok(()) | Err(StreamError::Stopped(_)) => return Ok((Opened { send, guard }, recv)),
                 Err(error) => return Err(CallError::OutcomeUnknown(error.to_string())),
             }
         }
@@ -262,7 +261,7 @@ impl<'a> Call<'a> {
         shape: Shape,
         body: Option<Vec<u8>>,
         deadline: Option<Instant>,
-    ) -> Result<(), PathError> {
+    ) -> Result<(), StreamError> {
         let mut buf = Vec::with_capacity(128 + body.as_ref().map_or(0, |body| body.len().min(SMALL_BODY_BYTES)));
         send.begin(&mut buf);
         buf.push(Purpose::Call as u8);
@@ -270,13 +269,11 @@ impl<'a> Call<'a> {
         let Some(body) = body else { return send.write(buf.into()).await };
         if body.len() <= SMALL_BODY_BYTES {
             put_message(&mut buf, &body);
-            send.write(buf.into()).await?;
-        } else {
-            put_message_head(&mut buf, body.len());
-            send.write(buf.into()).await?;
-            send.write(body.into()).await?;
+            return send.write_last(buf.into()).await;
         }
-        send.finish()
+        put_message_head(&mut buf, body.len());
+        send.write(buf.into()).await?;
+        send.write_last(body.into()).await
     }
 
     fn header(&self, shape: Shape, deadline: Option<Instant>) -> Header<'_> {
@@ -365,7 +362,7 @@ impl<T: Serialize> CallSender<T> {
         let ended = || CallError::OutcomeUnknown("the call has ended".into());
         let mut send = self.send.take().ok_or_else(ended)?;
         let write = async {
-            let _charge = send.attached().clone().reserve(Share::Calls, body.len()).await;
+            let _charge = send.core().clone().reserve(Share::Calls, body.len()).await;
             write_message(&mut send, Vec::new(), body).await
         };
         let written = within(self.deadline, true, write).await?;
@@ -452,7 +449,7 @@ async fn next_message(items: &mut Items) -> Result<Option<(Bytes, Charge)>, Call
             if status.is_ok() { Ok(None) } else { Err(CallError::Status(status)) }
         }
         Ok(Item::End) => Err(CallError::OutcomeUnknown("the callee broke off".into())),
-        Err(ItemError::Path(PathError::Reset(_))) => Err(CallError::OutcomeUnknown("the callee broke off".into())),
+        Err(ItemError::Stream(StreamError::Reset(_))) => Err(CallError::OutcomeUnknown("the callee broke off".into())),
         Err(error) => Err(CallError::OutcomeUnknown(error.to_string())),
     }
 }

@@ -71,8 +71,8 @@ impl ServiceDescription {
 /// Answers [`DESCRIBE`].
 pub(super) async fn serve(registry: Registry, call: Incoming) {
     let Incoming { items, mut send, .. } = call;
-    let attached = items.attached().clone();
-    let described = registry.describe(|path| attached.may_call(path));
+    let core = items.core().clone();
+    let described = registry.describe(|path| core.may_call(path));
     let answer = body::encode(body::ContentType::Json, &described)
         .map_err(|error| Status::new(Code::Internal, error.to_string()))
         .and_then(|body| match body.len() <= limits::BODY_BYTES {

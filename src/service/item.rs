@@ -5,13 +5,12 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tokio::sync::OwnedSemaphorePermit;
 
-use crate::net::PathError;
 use crate::proto::call::Tag;
 use crate::proto::codec::{self, DecodeError};
 use crate::proto::frame::{FrameError, Frames};
 use crate::proto::status::{Code, Status};
 use crate::proto::{limits, varint};
-use crate::session::{Attached, SMALL_BODY_BYTES, Share, StreamRecv, StreamSend};
+use crate::session::{Core, SMALL_BODY_BYTES, Share, StreamError, StreamRecv, StreamSend};
 
 /// What is read of a call.
 #[derive(Debug)]
@@ -33,7 +32,7 @@ pub type Charge = Option<OwnedSemaphorePermit>;
 pub enum ItemError {
     /// The stream was cut off.
     #[error(transparent)]
-    Path(#[from] PathError),
+    Stream(#[from] StreamError),
     /// What came is no frame, or one that is too long.
     #[error(transparent)]
     Frame(#[from] FrameError),
@@ -106,8 +105,8 @@ impl Items {
     }
 
     /// The session read from.
-    pub fn attached(&self) -> &Arc<Attached> {
-        self.recv.attached()
+    pub fn core(&self) -> &Arc<Core> {
+        self.recv.core()
     }
 
     /// The next item. Room for a body that is not small is set aside before it is read. Cancel-safe.
@@ -123,7 +122,7 @@ impl Items {
                 && length > SMALL_BODY_BYTES
                 && self.charge.is_none()
             {
-                self.charge = self.recv.attached().reserve(self.share, length).await;
+                self.charge = self.recv.core().reserve(self.share, length).await;
             }
             match self.recv.read().await? {
                 Some(bytes) => self.frames.push(bytes),
@@ -152,7 +151,7 @@ impl Items {
 }
 
 /// Writes messages to a call's stream, in one piece if they are small.
-pub async fn write_message(send: &mut StreamSend, mut buf: Vec<u8>, body: Vec<u8>) -> Result<(), PathError> {
+pub async fn write_message(send: &mut StreamSend, mut buf: Vec<u8>, body: Vec<u8>) -> Result<(), StreamError> {
     if body.len() <= SMALL_BODY_BYTES {
         put_message(&mut buf, &body);
         return send.write(buf.into()).await;
@@ -170,7 +169,7 @@ impl ItemError {
                 Code::ResourceExhausted,
                 format!("a body of {} bytes; at most {} are read", length.saturating_sub(1), limits::BODY_BYTES),
             ),
-            ItemError::Path(_) => Status::new(Code::Cancelled, "the caller is gone"),
+            ItemError::Stream(_) => Status::new(Code::Cancelled, "the caller is gone"),
             error => Status::new(Code::InvalidArgument, error.to_string()),
         }
     }

@@ -108,7 +108,7 @@ impl<T: Serialize> Sender<T> {
         let gone = |_| Status::new(Code::Cancelled, "the caller is gone");
         // Taken out meanwhile: a message cut off half-way must not be followed by a status that says all is well.
         let mut send = self.send.take().ok_or_else(|| Status::new(Code::Aborted, "an earlier message was cut off"))?;
-        let charge = send.attached().clone().reserve(Share::Replies, body.len()).await;
+        let charge = send.core().clone().reserve(Share::Replies, body.len()).await;
         write_message(&mut send, Vec::new(), body).await.map_err(gone)?;
         drop(charge);
         self.send = Some(send);

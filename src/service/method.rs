@@ -293,14 +293,14 @@ where
 {
     let Incoming { cx, items, mut send, place, shared } = call;
     let content = cx.content_type();
-    let attached = items.attached().clone();
+    let core = items.core().clone();
     let request = Request { receiver: Receiver::new(items, content) };
     let handling = handler(cx.clone(), request);
     // Writing the answer is the handler's work too: it may take long, and it may panic.
     let handled = async move { handling.await.and_then(|answer| encode_answer(content, &answer)) };
-    let Some(answer) = run(&shared, &cx, place, &attached, || send.stopped(), handled).await else { return };
+    let Some(answer) = run(&shared, &cx, place, &core, || send.unwanted(), handled).await else { return };
     let _charge = match &answer {
-        Ok(body) => attached.reserve(Share::Replies, body.len()).await,
+        Ok(body) => core.reserve(Share::Replies, body.len()).await,
         Err(_) => None,
     };
     super::serve::answer(&mut send, answer).await;
@@ -314,10 +314,10 @@ where
 {
     let Incoming { cx, items, send, place, shared } = call;
     let content = cx.content_type();
-    let (stopped, attached) = (send.stopped(), items.attached().clone());
+    let (stopped, core) = (send.unwanted(), items.core().clone());
     let request = Request { receiver: Receiver::new(items, content) };
     let (sender, given_back): (_, oneshot::Receiver<StreamSend>) = Sender::new(send, content);
-    let Some(ended) = run(&shared, &cx, place, &attached, || stopped, handler(cx.clone(), request, sender)).await else { return };
+    let Some(ended) = run(&shared, &cx, place, &core, || stopped, handler(cx.clone(), request, sender)).await else { return };
     if let Ok(mut send) = given_back.await {
         super::serve::status(&mut send, &ended.err().unwrap_or_else(Status::ok)).await;
     }

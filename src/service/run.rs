@@ -14,9 +14,8 @@ use tokio::time::sleep_until;
 
 use super::context::Context;
 use super::serve::Shared;
-use crate::net::PathError;
 use crate::proto::status::{Code, Status};
-use crate::session::Attached;
+use crate::session::{Core, StreamError};
 
 /// Where a handler runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -36,11 +35,11 @@ const SLOW_POLL: Duration = Duration::from_millis(1);
 /// Runs a handler's future to its end. `None`: the caller gave up.
 ///
 /// `stopped` gives the future that ends when the caller gave up; it is asked for only if the handler is not done at once.
-pub(super) async fn run<R: Send + 'static, S: Future<Output = Result<(), PathError>>>(
+pub(super) async fn run<R: Send + 'static, S: Future<Output = StreamError>>(
     shared: &Arc<Shared>,
     cx: &Context,
     place: Place,
-    attached: &Attached,
+    core: &Core,
     stopped: impl FnOnce() -> S,
     handler: impl Future<Output = Result<R, Status>> + Send + 'static,
 ) -> Option<Result<R, Status>> {
@@ -51,7 +50,7 @@ pub(super) async fn run<R: Send + 'static, S: Future<Output = Result<(), PathErr
         Place::Spawned => Box::pin(until(cx, stopped, joined(shared.offload().spawn(handler)))).await?,
         Place::Blocking => {
             // Nothing ends a thread, so it holds a permit of its own until it ends by itself, also when its call is over long before.
-            let Some(permit) = attached.try_handler_permit() else {
+            let Some(permit) = core.try_handler_permit() else {
                 return Some(Err(Status::new(Code::ResourceExhausted, "too many handlers of this caller are running")));
             };
             let runtime = shared.offload();
@@ -78,7 +77,7 @@ pub(super) async fn run<R: Send + 'static, S: Future<Output = Result<(), PathErr
 struct Overdue;
 
 /// Runs to the end, unless the deadline passes or, `None`, the caller gives up.
-async fn until<F: Future, S: Future<Output = Result<(), PathError>>>(
+async fn until<F: Future, S: Future<Output = StreamError>>(
     cx: &Context,
     stopped: impl FnOnce() -> S,
     running: F,
@@ -95,16 +94,10 @@ async fn until<F: Future, S: Future<Output = Result<(), PathError>>>(
                 None => std::future::pending().await,
             }
         };
-        // A caller that has sent all and reads on is no reason to stop: only its giving up, or the loss of the path, is.
-        let gone = async {
-            if stopped().await.is_ok() {
-                std::future::pending::<()>().await;
-            }
-        };
         tokio::select! {
             biased;
             ended = &mut running => return Some(Ok(ended)),
-            () = gone => cx.cancel(),
+            _ = stopped() => cx.cancel(),
             () = overdue => {
                 cx.cancel();
                 return Some(Err(Overdue));

@@ -180,7 +180,7 @@ async fn header(recv: &mut StreamRecv, frames: &mut Frames, charge: &mut Charge)
         if let Some(length) = frames.announced()
             && charge.is_none()
         {
-            *charge = recv.attached().reserve(Share::Headers, length).await;
+            *charge = recv.core().reserve(Share::Headers, length).await;
         }
         match recv.read().await {
             Ok(Some(bytes)) => frames.push(bytes),
@@ -194,12 +194,12 @@ async fn header(recv: &mut StreamRecv, frames: &mut Frames, charge: &mut Charge)
 fn prepare(registry: &Registry, header: &Bytes, recv: &StreamRecv, deadline_max: Duration) -> Result<(Found, Parts), Status> {
     let read: Header<'_> =
         codec::decode_borrowed(header).map_err(|error| Status::new(Code::InvalidArgument, error.to_string()))?;
-    let attached = recv.attached();
+    let core = recv.core();
     if read.method == describe::DESCRIBE {
         check_shape(&read, Shape::Unary)?;
         return Ok((Found::Describe, parts(&read, describe::DESCRIBE.into(), header, recv, deadline_max)));
     }
-    if !attached.may_call(read.method) {
+    if !core.may_call(read.method) {
         return Err(Status::new(Code::PermissionDenied, "policy does not allow this call"));
     }
     let lookup = registry.lookup(read.method)?;
@@ -224,7 +224,7 @@ fn parts(read: &Header<'_>, method: Arc<str>, header: &Bytes, recv: &StreamRecv,
         (left, longest) => left.or(longest),
     };
     Parts {
-        peer: recv.attached().peer(),
+        peer: recv.core().peer(),
         method,
         content: read.content,
         deadline: left.and_then(|left| Instant::now().checked_add(left)),
@@ -252,16 +252,12 @@ pub(super) async fn answer(send: &mut StreamSend, answer: Result<Vec<u8>, Status
         }
         Err(status) => put_status(&mut buf, &status),
     }
-    if send.write(buf.into()).await.is_ok() {
-        let _ = send.finish();
-    }
+    let _ = send.write_last(buf.into()).await;
 }
 
 /// Ends a call with a status.
 pub(super) async fn status(send: &mut StreamSend, status: &Status) {
     let mut buf = Vec::with_capacity(64);
     put_status(&mut buf, status);
-    if send.write(buf.into()).await.is_ok() {
-        let _ = send.finish();
-    }
+    let _ = send.write_last(buf.into()).await;
 }

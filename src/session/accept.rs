@@ -7,17 +7,18 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::Poll;
 
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 use futures_util::FutureExt;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-use super::attached::Attached;
+use super::attached::{self, Attached, CarriedOn};
 use super::notice::Notices;
 use super::stream::{StreamRecv, StreamSend};
 use crate::net::{PathRecv, PathSend};
-use crate::proto::close::StreamCode;
+use crate::proto::close::{CloseCode, StreamCode};
 use crate::proto::stream::{Head, Kind, Purpose};
+use crate::state::ids::IdError;
 
 /// A future that serves one stream to its end.
 pub type Serving = Pin<Box<dyn Future<Output = ()> + Send>>;
@@ -28,23 +29,41 @@ pub trait Acceptor: Send + Sync + 'static {
     fn call(&self, send: StreamSend, recv: StreamRecv) -> Serving;
 }
 
-/// Accepts the streams of an attached session until its path is lost; then drops whatever is being served.
+/// Accepts the streams of an attached session until its path is lost. What is being served goes on without it.
 pub(super) async fn streams(attached: Arc<Attached>, acceptor: Arc<dyn Acceptor>, notices: mpsc::Sender<Notices>) {
-    let mut serving = JoinSet::new();
+    let core = attached.core().clone();
+    let door = Door { attached, acceptor, notices };
+    // Streams whose beginning is not here, or that wait for leave: as many as QUIC lets the peer have open.
+    let mut waiting = JoinSet::new();
     let mut permit = None;
     loop {
-        while let Some(ended) = serving.try_join_next() {
+        core.reap();
+        while let Some(ended) = waiting.try_join_next() {
             super::hub::report(ended);
         }
-        // Kept from the last stream if that one was served at once.
-        let leave = match permit.take() {
-            Some(permit) => permit,
-            None => attached.handler_permit().await,
+        // Kept from the last stream if that one was served at once. Without one new streams wait; those that go on need none.
+        let leave = permit.take().or_else(|| core.try_handler_permit());
+        let Ok((send, mut recv)) = door.attached.link().accept().await else { return };
+        let first = match recv.read().now_or_never() {
+            Some(Ok(Some(first))) => first,
+            _ => Bytes::new(),
         };
-        let Ok((send, recv)) = attached.link().accept().await else { return };
-        let Some(mut stream) = begin(&attached, &acceptor, &notices, send, recv) else {
-            permit = Some(leave);
-            continue;
+        let mut stream = match (door.at_once(&first), leave) {
+            (Some((id, purpose)), Some(leave)) => {
+                let (send, recv) = door.attached.halves(id, first.slice(purpose..), send, recv);
+                permit = Some(leave);
+                door.acceptor.call(send, recv)
+            }
+            (None, leave) => {
+                drop(waiting.spawn(door.clone().slowly(send, recv, first)));
+                permit = leave;
+                continue;
+            }
+            (Some((id, purpose)), None) => {
+                let halves = door.attached.halves(id, first.slice(purpose..), send, recv);
+                door.with_leave(halves);
+                continue;
+            }
         };
         // A panic ends this one stream: here it would take all the others with it.
         let once = poll_fn(|cx| {
@@ -52,10 +71,9 @@ pub(super) async fn streams(attached: Arc<Attached>, acceptor: Arc<dyn Acceptor>
             Poll::Ready(super::hub::report_panic(polled).unwrap_or(true))
         });
         // The budget of cooperative scheduling is meant for one task's work, not for that of a hundred streams.
-        if tokio::task::unconstrained(once).await {
-            permit = Some(leave);
-        } else {
-            serving.spawn(async move {
+        if !tokio::task::unconstrained(once).await {
+            let leave = permit.take();
+            core.serve(async move {
                 stream.await;
                 drop(leave);
             });
@@ -63,72 +81,132 @@ pub(super) async fn streams(attached: Arc<Attached>, acceptor: Arc<dyn Acceptor>
     }
 }
 
-/// Serves a stream whose beginning is here already, as it is for nearly all, without a future of its own; the others get one.
-fn begin(
-    attached: &Arc<Attached>,
-    acceptor: &Arc<dyn Acceptor>,
-    notices: &mpsc::Sender<Notices>,
-    mut send: PathSend,
-    mut recv: PathRecv,
-) -> Option<Serving> {
-    let Some(Ok(Some(mut first))) = recv.read().now_or_never() else {
-        return Some(Box::pin(slowly(attached.clone(), acceptor.clone(), notices.clone(), send, recv, Bytes::new())));
-    };
-    match parse(&first) {
-        Parsed::Whole(head, Purpose::Call, len) => {
-            first.advance(len);
-            let (send, recv) = attached.admit(head, first, send, recv)?;
-            Some(acceptor.call(send, recv))
-        }
-        Parsed::Nonsense => {
-            send.reset(StreamCode::Kind);
-            recv.stop(StreamCode::Kind);
-            None
-        }
-        _ => Some(Box::pin(slowly(attached.clone(), acceptor.clone(), notices.clone(), send, recv, first))),
-    }
-}
-
-/// Reads on until the beginning is here.
-async fn slowly(
+/// What it takes to let a stream in.
+#[derive(Clone)]
+struct Door {
     attached: Arc<Attached>,
     acceptor: Arc<dyn Acceptor>,
     notices: mpsc::Sender<Notices>,
-    mut send: PathSend,
-    mut recv: PathRecv,
-    mut first: Bytes,
-) {
-    loop {
-        match parse(&first) {
-            Parsed::Part => match recv.read().await {
+}
+
+impl Door {
+    /// Lets in a call whose beginning is here already, as it is for nearly all: its id, and where its own bytes begin. The others,
+    /// and those that must not be let in now, get a future.
+    fn at_once(&self, first: &[u8]) -> Option<(u64, usize)> {
+        let Parsed::Whole(head @ Head::Fresh { stream }, len) = parse(first) else { return None };
+        let call = first.get(len).copied().and_then(Purpose::from_byte) == Some(Purpose::Call);
+        (call && self.attached.admit(head.stream()).is_ok()).then_some((stream, len + 1))
+    }
+
+    /// Reads on until the beginning is here, and does what it says.
+    async fn slowly(self, mut send: PathSend, mut recv: PathRecv, mut first: Bytes) {
+        loop {
+            match parse(&first) {
+                Parsed::Part => {}
+                Parsed::Whole(head @ Head::Fresh { stream }, len) if first.len() > len => {
+                    return self
+                        .fresh(stream, send, recv, first.slice(len..))
+                        .await
+                        .unwrap_or_else(|refused| refused.refuse(head));
+                }
+                Parsed::Whole(Head::Fresh { .. }, _) => {}
+                Parsed::Whole(head, len) => return self.carried_on(head, send, recv, first.slice(len..)).await,
+                Parsed::Nonsense => {
+                    send.reset(StreamCode::Kind);
+                    recv.stop(StreamCode::Kind);
+                    return;
+                }
+            }
+            match recv.read().await {
                 Ok(Some(more)) => first = join(&first, &more),
                 // Given up before any of it had left: no id will come, and none is missing.
                 Ok(None) => {
-                    attached.ended_unheard();
-                    break;
+                    self.attached.ended_unheard();
+                    send.reset(StreamCode::Kind);
+                    return;
                 }
-                Err(_) => return attached.ended_unheard(),
-            },
-            Parsed::Whole(head, purpose, len) if purpose == Purpose::Call || head.stream == 0 => {
-                first.advance(len);
-                let Some((send, recv)) = attached.admit(head, first, send, recv) else { return };
-                match purpose {
-                    Purpose::Call => acceptor.call(send, recv).await,
-                    Purpose::Session => drop(notices.send(Notices::accepted((send, recv))).await),
-                }
-                return;
+                Err(_) => return self.attached.ended_unheard(),
             }
-            _ => break,
         }
     }
-    send.reset(StreamCode::Kind);
-    recv.stop(StreamCode::Kind);
+
+    /// A stream goes on that was on another path before.
+    async fn carried_on(self, head: Head, send: PathSend, recv: PathRecv, first: Bytes) {
+        match self.attached.carried_on(head, first, send, recv) {
+            CarriedOn::Here(send, at) => attached::send_on(self.attached, head.stream(), send, at).await,
+            CarriedOn::Unseen(send, mut recv, mut first) => {
+                while first.is_empty() {
+                    match recv.read().await {
+                        Ok(Some(more)) => first = more,
+                        _ => return,
+                    }
+                }
+                if let Err(refused) = self.fresh(head.stream(), send, recv, first).await {
+                    refused.refuse(head);
+                }
+            }
+            // Dropping the halves resets and stops them.
+            CarriedOn::Closed => {}
+            CarriedOn::Violation(violation) => {
+                tracing::warn!(peer = %self.attached.core().peer().short(), %violation, "the path is closed");
+                self.attached.link().close(CloseCode::Protocol);
+            }
+        }
+    }
+
+    /// A new stream: its first byte says what it is for.
+    async fn fresh(self, id: u64, send: PathSend, recv: PathRecv, first: Bytes) -> Result<(), Refused> {
+        let refused = |code, send, recv| Err(Refused { code, send, recv });
+        let purpose = match first.first().copied().and_then(Purpose::from_byte) {
+            Some(Purpose::Session) if id != 0 => None,
+            purpose => purpose,
+        };
+        let Some(purpose) = purpose else { return refused(StreamCode::Kind, send, recv) };
+        // What is told by a lower id is over may come late; one that finds no room waits for it.
+        while let Err(error) = self.attached.admit(id) {
+            if error != IdError::TooManyLive {
+                return refused(StreamCode::Closed, send, recv);
+            }
+            self.attached.core().has_room().await;
+        }
+        let halves = self.attached.halves(id, first.slice(1..), send, recv);
+        match purpose {
+            Purpose::Call => self.with_leave(halves),
+            Purpose::Session => drop(self.notices.try_send(Notices::accepted(halves))),
+        }
+        Ok(())
+    }
+
+    /// Serves a call as soon as fewer handlers run, on whatever path the session is then.
+    fn with_leave(&self, (send, recv): (StreamSend, StreamRecv)) {
+        let (core, acceptor) = (self.attached.core().clone(), self.acceptor.clone());
+        self.attached.core().serve(async move {
+            let leave = core.handler_permit().await;
+            acceptor.call(send, recv).await;
+            drop(leave);
+        });
+    }
+}
+
+/// A stream that is not let in.
+struct Refused {
+    code: StreamCode,
+    send: PathSend,
+    recv: PathRecv,
+}
+
+impl Refused {
+    fn refuse(mut self, head: Head) {
+        tracing::debug!(stream = head.stream(), code = ?self.code, "a stream is refused");
+        self.send.reset(self.code);
+        self.recv.stop(self.code);
+    }
 }
 
 /// What the first bytes of a path stream are.
 enum Parsed {
-    /// Kind, head and purpose, and how long they are.
-    Whole(Head, Purpose, usize),
+    /// Kind and head, and how long they are.
+    Whole(Head, usize),
     /// The beginning of that.
     Part,
     /// Nothing a session has.
@@ -137,15 +215,13 @@ enum Parsed {
 
 fn parse(bytes: &[u8]) -> Parsed {
     let Some((kind, rest)) = bytes.split_first() else { return Parsed::Part };
-    if Kind::from_byte(*kind) != Some(Kind::Session) {
-        return Parsed::Nonsense;
-    }
-    match Head::get(rest) {
-        Ok(Some((head, len))) => match rest.get(len).map(|purpose| Purpose::from_byte(*purpose)) {
-            Some(Some(purpose)) => Parsed::Whole(head, purpose, 1 + len + 1),
-            Some(None) => Parsed::Nonsense,
-            None => Parsed::Part,
-        },
+    let carried_on = match Kind::from_byte(*kind) {
+        Some(Kind::Session) => false,
+        Some(Kind::CarriedOn) => true,
+        _ => return Parsed::Nonsense,
+    };
+    match Head::get(carried_on, rest) {
+        Ok(Some((head, len))) => Parsed::Whole(head, 1 + len),
         Ok(None) => Parsed::Part,
         Err(_) => Parsed::Nonsense,
     }

@@ -13,6 +13,7 @@ use crate::proto::frame::{FrameError, Frames, put_message};
 use crate::proto::limits;
 use crate::proto::stream::Kind;
 use crate::proto::varint;
+use crate::state::streams::Violation;
 
 /// Why a control stream is of no more use.
 #[derive(Debug, thiserror::Error)]
@@ -36,6 +37,9 @@ pub enum ControlError {
     /// The message is not due now.
     #[error("the peer broke the protocol: {0}")]
     Order(&'static str),
+    /// What it says of the session's streams cannot be.
+    #[error("the peer broke the protocol: {0}")]
+    Streams(#[from] Violation),
     /// The peer took too long.
     #[error("the peer did not {0} in time")]
     TimedOut(&'static str),

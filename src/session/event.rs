@@ -21,6 +21,13 @@ pub enum Event {
         /// What carries it.
         path: PathKind,
     },
+    /// A session that is up goes on over another path, without a break.
+    PathChanged {
+        /// The other node.
+        peer: NodeId,
+        /// What carries it now.
+        path: PathKind,
+    },
     /// A session is down. Services registered over it are offline.
     Disconnected {
         /// The other node.

@@ -1,15 +1,17 @@
 //! From a link to an agreement: hello both ways, the roster's word on which link stays, attach both ways. Plain steps in
 //! order; on any error the link is closed with the code that fits, and nothing of it stays behind.
 
+use std::sync::Arc;
+
 use tokio::sync::oneshot;
 
-use super::attached::Agreement;
 use super::control::{self, ControlError, ControlRecv, ControlSend};
+use super::core::Core;
 use super::hub::Hub;
 use crate::net::{Link, LostReason, PathError};
 use crate::policy::Action;
 use crate::proto::close::CloseCode;
-use crate::proto::control::{Attach, Control, Hello, Role, SessionId, VERSION};
+use crate::proto::control::{Attach, Control, Hello, LiveStream, Role, SessionId, VERSION};
 use crate::proto::limits;
 use crate::state::roster::{LinkNumber, Parked, Verdict};
 
@@ -37,6 +39,28 @@ pub enum GreetError {
     Control(#[from] ControlError),
 }
 
+/// What came of a hello both ways: enough to attach a session.
+#[derive(Debug)]
+pub(super) struct Agreement {
+    pub link: Link,
+    /// The peer's hello.
+    pub hello: Hello,
+    pub session: SessionId,
+    /// The number of this attachment.
+    pub attach: u64,
+    /// The session from before that goes on, if one does.
+    pub resumed: Option<Arc<Core>>,
+    /// Where the peer's streams stand.
+    pub theirs: Theirs,
+}
+
+/// What the peer's attach says.
+#[derive(Debug, Default)]
+pub(super) struct Theirs {
+    pub next_id: u64,
+    pub live: Vec<LiveStream>,
+}
+
 /// A session agreed on, and the control stream it came with.
 #[derive(Debug)]
 pub struct Greeted {
@@ -60,11 +84,13 @@ impl Hub {
 
     async fn dialled(&self, link: &Link, attach: u64) -> Result<Greeted, GreetError> {
         let (mut send, mut recv) = control::open(link).await?;
-        let (mut attach, mut hello) = (attach, self.propose(&mut send, &mut recv, link, attach).await?);
+        let known = self.known_peer(link.peer()).and_then(|peer| peer.core()).filter(|core| core.is_resumable());
+        let session = known.as_ref().map(|core| core.id());
+        let (mut attach, mut hello) = (attach, self.propose(&mut send, &mut recv, link, session, attach).await?);
         if hello.session.is_none() {
             // We have forgotten what the peer still knows: once more, with the right number.
             attach = self.roster().outpaced(link.peer(), link.number(), hello.attach).ok_or(GreetError::Stale)?;
-            hello = self.propose(&mut send, &mut recv, link, attach).await?;
+            hello = self.propose(&mut send, &mut recv, link, session, attach).await?;
         }
         let Some(session) = hello.session else {
             self.roster().outpaced(link.peer(), link.number(), hello.attach);
@@ -79,9 +105,10 @@ impl Hub {
             return Err(GreetError::Unneeded);
         }
         link.permit();
-        send.send(&[attach_message(session, attach)]).await?;
-        expect_attach(&mut recv, session, attach).await?;
-        Ok(Greeted { agreement: Agreement { link: link.clone(), hello, session, attach }, send, recv })
+        let resumed = known.filter(|core| core.id() == session && core.boot() == hello.boot);
+        let theirs = expect_attach(&mut recv, session, attach).await?;
+        send_attach(&mut send, Vec::new(), session, attach, resumed.as_ref()).await?;
+        Ok(Greeted { agreement: Agreement { link: link.clone(), hello, session, attach, resumed, theirs }, send, recv })
     }
 
     /// Says hello with this attach number, and gives the peer's.
@@ -90,9 +117,10 @@ impl Hub {
         send: &mut ControlSend,
         recv: &mut ControlRecv,
         link: &Link,
+        session: Option<SessionId>,
         attach: u64,
     ) -> Result<Hello, GreetError> {
-        send.send(&[Control::Hello(self.hello(link, None, attach))]).await?;
+        send.send(&[Control::Hello(self.hello(link, session, attach))]).await?;
         // The peer may keep us aside while its own dial is under way, so this takes as long as a dial may.
         let Control::Hello(hello) = recv.next_within(limits::HANDSHAKE, "answer our hello").await? else {
             return Err(ControlError::Order("its first message is no hello").into());
@@ -129,11 +157,14 @@ impl Hub {
                 self.verdict(link, &hello).await?.map_err(|_| GreetError::Stale)?
             }
         };
-        let session = SessionId::random();
+        let known = self.peer_of(link.peer(), hello.role, hello.boot).and_then(|peer| peer.core());
+        let resumed = known.filter(|core| Some(core.id()) == hello.session && core.boot() == hello.boot && core.is_resumable());
+        let session = resumed.as_ref().map_or_else(SessionId::random, |core| core.id());
         link.permit();
-        send.send(&[Control::Hello(self.hello(link, Some(session), attach)), attach_message(session, attach)]).await?;
-        expect_attach(&mut recv, session, attach).await?;
-        Ok(Greeted { agreement: Agreement { link: link.clone(), hello, session, attach }, send, recv })
+        let own = Control::Hello(self.hello(link, Some(session), attach));
+        send_attach(&mut send, vec![own], session, attach, resumed.as_ref()).await?;
+        let theirs = expect_attach(&mut recv, session, attach).await?;
+        Ok(Greeted { agreement: Agreement { link: link.clone(), hello, session, attach, resumed, theirs }, send, recv })
     }
 
     /// The roster's word on a link whose hello came in; waits while it is kept aside. The attach number agreed, or, if the one
@@ -170,6 +201,7 @@ impl Hub {
             attach,
             name: own.name.clone(),
             profile: own.profile,
+            resume_window_ms: u32::try_from(own.limits.resume_window.as_millis()).unwrap_or(u32::MAX),
             addresses: self.addresses(),
             observed: link.remote(),
             extensions: Vec::new(),
@@ -270,14 +302,44 @@ fn check_version(hello: &Hello) -> Result<(), GreetError> {
     if (low..=high).contains(&VERSION) { Ok(()) } else { Err(GreetError::Version(low, high)) }
 }
 
-fn attach_message(session: SessionId, attach: u64) -> Control {
-    Control::Attach(Attach { session, attach, next_id: 0, live: Vec::new() })
+/// Attaches, and says where our streams stand if the session is one from before.
+async fn send_attach(
+    send: &mut ControlSend,
+    mut before: Vec<Control>,
+    session: SessionId,
+    attach: u64,
+    resumed: Option<&Arc<Core>>,
+) -> Result<(), ControlError> {
+    let (next_id, live) = resumed.map(|core| core.table().streams.standing()).unwrap_or_default();
+    let mut parts = live.chunks(limits::PROGRESS_ENTRIES).map(<[LiveStream]>::to_vec).peekable();
+    loop {
+        let live = parts.next().unwrap_or_default();
+        let more = parts.peek().is_some();
+        before.push(Control::Attach(Attach { session, attach, next_id, live, more }));
+        send.send(&std::mem::take(&mut before)).await?;
+        if !more {
+            return Ok(());
+        }
+    }
 }
 
-async fn expect_attach(recv: &mut ControlRecv, session: SessionId, attach: u64) -> Result<(), GreetError> {
-    match recv.next_within(limits::HELLO, "attach").await? {
-        Control::Attach(theirs) if theirs.session == session && theirs.attach == attach => Ok(()),
-        Control::Attach(_) => Err(ControlError::Order("it attaches another session").into()),
-        _ => Err(ControlError::Order("a message before attach").into()),
+async fn expect_attach(recv: &mut ControlRecv, session: SessionId, attach: u64) -> Result<Theirs, GreetError> {
+    let mut theirs = Theirs::default();
+    loop {
+        let Control::Attach(part) = recv.next_within(limits::HELLO, "attach").await? else {
+            return Err(ControlError::Order("a message before attach").into());
+        };
+        if part.session != session || part.attach != attach {
+            return Err(ControlError::Order("it attaches another session").into());
+        }
+        let rising = theirs.live.last().zip(part.live.first()).is_none_or(|(last, first)| last.stream < first.stream);
+        if !rising || theirs.live.len() + part.live.len() > 2 * limits::LIVE_STREAMS || (part.more && part.live.is_empty()) {
+            return Err(ControlError::Order("it attaches more streams than there can be, or in no order").into());
+        }
+        theirs.next_id = part.next_id;
+        theirs.live.extend(part.live);
+        if !part.more {
+            return Ok(theirs);
+        }
     }
 }

@@ -13,8 +13,8 @@ use tokio::time::timeout;
 use super::accept::Acceptor;
 use super::event::Event;
 use super::greet::{GreetError, Greeted};
-use super::peer::{Command, Owner, Peer};
-use super::window::Budget;
+use super::owner::Owner;
+use super::peer::{Command, Peer};
 use crate::id::NodeId;
 use crate::net::{Endpoint, Link};
 use crate::policy::{Action, PolicyHandle, Subject};
@@ -22,6 +22,7 @@ use crate::proto::close::CloseCode;
 use crate::proto::control::{BootId, Profile, Role};
 use crate::proto::limits::{self, Limits};
 use crate::state::admission::scope;
+use crate::state::budget::Budget;
 use crate::state::roster::{LinkNumber, Parked, Roster};
 
 /// Events kept for a reader that is slow; beyond them it is told how many it missed.
@@ -186,6 +187,14 @@ impl Hub {
     /// The peer of this id, if it is wanted or here.
     pub fn known_peer(&self, id: NodeId) -> Option<Arc<Peer>> {
         lock(&self.0.peers).get(&id).cloned()
+    }
+
+    /// The peer of this id in this role: of visitors, the one with this process.
+    pub(super) fn peer_of(&self, id: NodeId, role: Role, boot: BootId) -> Option<Arc<Peer>> {
+        match role {
+            Role::Node => self.known_peer(id),
+            Role::Visitor => lock(&self.0.visitors).get(&(id, boot)).cloned(),
+        }
     }
 
     /// All peers wanted or here.

@@ -4,8 +4,7 @@
 use bincode::{Decode, Encode};
 use tokio::time::timeout;
 
-use super::stream::{StreamRecv, StreamSend};
-use crate::net::PathError;
+use super::stream::{StreamError, StreamRecv, StreamSend};
 use crate::proto::codec::{self, Message};
 use crate::proto::frame::{Frames, put_message};
 use crate::proto::limits;
@@ -25,7 +24,7 @@ impl Message for Notice {
     const LIMIT: usize = 64;
 }
 
-/// Session stream 0, while a path carries it.
+/// Session stream 0.
 #[derive(Debug)]
 pub struct Notices {
     send: StreamSend,
@@ -46,14 +45,14 @@ impl Notices {
     }
 
     /// Lets the peer see the stream. Due once, on the side that opened it.
-    pub async fn start(&mut self) -> Result<(), PathError> {
+    pub async fn start(&mut self) -> Result<(), StreamError> {
         let mut buf = Vec::with_capacity(32);
         self.begin(&mut buf);
         self.write(buf).await
     }
 
     /// Sends a notice. A peer that takes none for [`limits::ANSWER_BOUND`] is as good as gone.
-    pub async fn send(&mut self, notice: Notice) -> Result<(), PathError> {
+    pub async fn send(&mut self, notice: Notice) -> Result<(), StreamError> {
         let mut buf = Vec::with_capacity(32);
         self.begin(&mut buf);
         put_message(&mut buf, &notice);
@@ -70,8 +69,8 @@ impl Notices {
         }
     }
 
-    async fn write(&mut self, buf: Vec<u8>) -> Result<(), PathError> {
-        timeout(limits::ANSWER_BOUND, self.send.write(buf.into())).await.unwrap_or(Err(PathError::Closed))
+    async fn write(&mut self, buf: Vec<u8>) -> Result<(), StreamError> {
+        timeout(limits::ANSWER_BOUND, self.send.write(buf.into())).await.unwrap_or(Err(StreamError::Closed))
     }
 
     fn begin(&mut self, buf: &mut Vec<u8>) {

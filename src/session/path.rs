@@ -1,5 +1,5 @@
-//! What the owner of a peer does with the path it has: reads control messages and notices, pings, and judges whether the
-//! path still lives.
+//! What the owner of a peer does with the path it has: reads control messages, acknowledges, pings, and judges whether the path
+//! still lives.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -8,15 +8,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, timeout};
 
 use super::accept;
-use super::attached::Attached;
+use super::attached::{self, Attached};
 use super::control::{ControlError, ControlRecv, ControlSend};
-use super::greet::Greeted;
 use super::hub::Hub;
-use super::notice::{Notice, Notices};
+use super::notice::Notices;
 use crate::net::{LostReason, PathError};
 use crate::proto::close::CloseCode;
 use crate::proto::codec;
@@ -37,9 +36,8 @@ const GOODBYE: Duration = Duration::from_millis(500);
 /// What comes in on the path.
 pub(super) enum Input {
     Message(Result<Control, ControlError>),
-    /// The peer opened session stream 0.
-    Notices(Notices),
-    Notice(Option<Notice>),
+    /// Something has come that the peer wants to know of; whether at once.
+    News(bool),
     /// What waited to be sent is on its way, or never will be.
     Flushed(Result<(), ControlError>),
     /// A ping or pong beside the control stream.
@@ -61,10 +59,6 @@ pub(super) enum PathEvent {
     Goodbye(Goodbye),
     /// The peer can be dialled elsewhere.
     Addresses(Vec<SocketAddr>),
-    /// The peer goes down and takes no new calls.
-    Draining,
-    /// The peer has all its answers.
-    Drained,
     /// Dealt with here.
     Nothing,
 }
@@ -83,8 +77,6 @@ pub(super) struct Path {
     pub attached: Arc<Attached>,
     send: ControlSend,
     recv: ControlRecv,
-    notices: Option<Notices>,
-    incoming_notices: mpsc::Receiver<Notices>,
     liveness: Liveness,
     pings: VecDeque<Ping>,
     rest_at: Instant,
@@ -92,9 +84,11 @@ pub(super) struct Path {
     look_at: Option<Instant>,
     /// Streams opened when it was last looked.
     opened: u64,
-    /// Whether we, and whether the peer, said that all answers are in.
-    answered: (bool, bool),
+    /// When the peer is to be told what has come.
+    tell_at: Option<Instant>,
     streams: JoinHandle<()>,
+    /// Puts our streams on this path.
+    _carrying: JoinSet<()>,
 }
 
 impl Drop for Path {
@@ -106,40 +100,43 @@ impl Drop for Path {
 }
 
 impl Path {
-    /// Puts the session to work on a greeted link.
-    pub async fn start(hub: &Hub, greeted: Greeted) -> Result<Self, ControlError> {
-        let Greeted { agreement, send, recv } = greeted;
-        let profiles = (hub.own().profile, agreement.hello.profile);
-        let attached = Attached::new(agreement, &hub.own().limits, hub.policy().clone(), hub.budget().clone());
-        let notices = if attached.link().dialled() {
-            let opened = timeout(limits::ANSWER_BOUND, attached.open()).await;
-            let mut notices = Notices::opened(opened.map_err(|_| ControlError::TimedOut("take the session's stream"))??);
-            notices.start().await?;
-            Some(notices)
-        } else {
-            None
-        };
-        let (to_notices, incoming_notices) = mpsc::channel(1);
-        let streams = tokio::spawn(accept::streams(attached.clone(), hub.acceptor().clone(), to_notices));
+    /// Puts the session to work on a greeted link. `ours`: our streams that were on another path before.
+    pub fn start(
+        hub: &Hub,
+        attached: Arc<Attached>,
+        (send, recv): (ControlSend, ControlRecv),
+        notices: mpsc::Sender<Notices>,
+        ours: Vec<u64>,
+    ) -> Self {
+        let streams = tokio::spawn(accept::streams(attached.clone(), hub.acceptor().clone(), notices));
+        let mut carrying = JoinSet::new();
+        for id in ours {
+            carrying.spawn(attached::carry_on(attached.clone(), id));
+        }
         let now = Instant::now();
-        Ok(Self {
-            liveness: Liveness::new(profiles.0, profiles.1, now.into_std()),
+        Self {
+            liveness: Liveness::new(hub.own().profile, attached.hello().profile, now.into_std()),
             attached,
             send,
             recv,
-            notices,
-            incoming_notices,
             pings: VecDeque::new(),
             rest_at: now + REST,
             look_at: None,
             opened: 0,
-            answered: (false, false),
+            // What came on the path before may not have been told.
+            tell_at: Some(now + limits::PROGRESS_WITHIN),
             streams,
-        })
+            _carrying: carrying,
+        }
     }
 
     /// When to [`Path::tick`].
     pub fn wake(&self) -> Instant {
+        self.tell_at.map_or(self.look(), |tell_at| tell_at.min(self.look()))
+    }
+
+    /// When to look at the path again.
+    fn look(&self) -> Instant {
         let wake = Instant::from_std(self.liveness.wake()).min(self.rest_at);
         self.look_at.map_or(wake, |look_at| wake.min(look_at))
     }
@@ -155,8 +152,7 @@ impl Path {
                 Ok(datagram) => Input::Datagram(datagram),
                 Err(_) => Input::Closed(attached.link().closed().await),
             },
-            Some(notices) = self.incoming_notices.recv() => Input::Notices(notices),
-            notice = next_notice(&mut self.notices) => Input::Notice(notice),
+            at_once = attached.core().has_news() => Input::News(at_once),
             reason = attached.link().closed() => Input::Closed(reason),
             () = attached.stirs() => Input::Stirs,
         }
@@ -175,11 +171,11 @@ impl Path {
                 }
             }
             Input::Message(Err(error)) => PathEvent::Broken(error),
-            Input::Notices(notices) => {
-                self.notices.get_or_insert(notices);
-                PathEvent::Nothing
+            Input::News(at_once) => {
+                self.tell_at = Some(self.tell_at.unwrap_or_else(|| Instant::now() + limits::PROGRESS_WITHIN));
+                if at_once { self.tell() } else { PathEvent::Nothing }
             }
-            Input::Notice(notice) => self.notice(notice),
+            Input::Flushed(Ok(())) if self.tell_at.is_some() => self.tell(),
             Input::Flushed(Ok(())) => PathEvent::Nothing,
             Input::Flushed(Err(error)) => PathEvent::Broken(error),
             Input::Datagram(datagram) => self.datagram(&datagram),
@@ -208,26 +204,34 @@ impl Path {
             }
             Control::Addresses(addresses) => PathEvent::Addresses(addresses),
             Control::Goodbye(goodbye) => PathEvent::Goodbye(goodbye),
+            Control::Progress(progress) => match self.attached.core().told(&progress) {
+                Ok(()) => PathEvent::Nothing,
+                Err(violation) => PathEvent::Broken(violation.into()),
+            },
             Control::Hello(_) => PathEvent::Broken(ControlError::Order("a second hello")),
             Control::Attach(_) => PathEvent::Broken(ControlError::Order("a second attach")),
         }
     }
 
-    fn notice(&mut self, notice: Option<Notice>) -> PathEvent {
-        match notice {
-            Some(Notice::Draining) => {
-                self.attached.close_to_calls();
-                PathEvent::Draining
+    /// Tells the peer what has come, and what is over. While the control stream is stuck it waits: it grows no longer by waiting.
+    fn tell(&mut self) -> PathEvent {
+        self.tell_at = None;
+        while !self.send.is_stuck() {
+            let (progress, more) = {
+                let mut table = self.attached.core().table();
+                (table.streams.progress(), table.streams.has_news())
+            };
+            let Some(progress) = progress else { return PathEvent::Nothing };
+            if let Err(error) = self.send.queue(&[Control::Progress(progress)]) {
+                return PathEvent::Broken(error);
             }
-            Some(Notice::Drained) => {
-                self.answered.1 = true;
-                PathEvent::Drained
-            }
-            None => {
-                self.notices = None;
-                PathEvent::Nothing
+            if !more {
+                return PathEvent::Nothing;
             }
         }
+        // Flushed, it goes on.
+        self.tell_at = Some(Instant::now() + LOOK);
+        PathEvent::Nothing
     }
 
     fn pong(&mut self, seq: u64) {
@@ -293,12 +297,21 @@ impl Path {
     /// Looks at the time: pings, or finds the path dead.
     pub fn tick(&mut self) -> Option<PathEvent> {
         let now = Instant::now();
+        if self.tell_at.is_some_and(|tell_at| now >= tell_at) {
+            match self.tell() {
+                PathEvent::Nothing => {}
+                event => return Some(event),
+            }
+        }
+        if now < self.look() {
+            return None;
+        }
         if now >= self.rest_at {
             self.rest_at = now + REST;
             self.attached.rest();
         }
         self.attached.relieve();
-        let before = std::mem::replace(&mut self.opened, self.attached.streams_ever());
+        let before = std::mem::replace(&mut self.opened, self.attached.core().streams_ever());
         self.look_at = self.attached.is_busy(before).then(|| now + LOOK);
         if let Some(ping) = self.pings.back().filter(|ping| self.send.is_stuck() || now >= ping.at + LOOK) {
             // It, or its pong, waits for a window, or was lost and waits to be sent again: beside the stream, until one is answered.
@@ -314,30 +327,6 @@ impl Path {
         None
     }
 
-    /// This node goes down: asks the peer to call no more.
-    pub async fn drain(&mut self) {
-        self.attached.drain();
-        match &mut self.notices {
-            Some(notices) => drop(notices.send(Notice::Draining).await),
-            // The peer has not opened stream 0 yet, so it has not begun to call.
-            None => self.answered.1 = true,
-        }
-    }
-
-    /// All our calls are answered, while one of the nodes goes down: lets the peer know, once.
-    pub async fn calls_answered(&mut self) {
-        if !std::mem::replace(&mut self.answered.0, true)
-            && let Some(notices) = &mut self.notices
-        {
-            let _ = notices.send(Notice::Drained).await;
-        }
-    }
-
-    /// Whether neither side waits for an answer any more.
-    pub fn both_answered(&self) -> bool {
-        self.answered == (true, true)
-    }
-
     /// Says goodbye, and gives it a moment to arrive.
     pub async fn goodbye(&mut self, goodbye: Goodbye) {
         if self.send.queue(&[Control::Goodbye(goodbye)]).is_ok() {
@@ -348,12 +337,5 @@ impl Path {
     /// Waits until the peer has closed, or says goodbye too: then neither need wait for the other.
     async fn farewell(&mut self) {
         while !matches!(self.recv.next().await, Ok(Control::Goodbye(_)) | Err(_)) {}
-    }
-}
-
-async fn next_notice(notices: &mut Option<Notices>) -> Option<Notice> {
-    match notices {
-        Some(notices) => notices.next().await,
-        None => std::future::pending().await,
     }
 }

@@ -1,31 +1,11 @@
 //! How much a peer may have in flight to us: little while idle, more the more it sends, out of one budget for the whole node.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
 use crate::net::Link;
 use crate::proto::limits;
-
-/// Bytes of windows a node may grant beyond what each idle session has.
-#[derive(Debug)]
-pub struct Budget {
-    left: AtomicUsize,
-}
-
-impl Budget {
-    /// A budget of so many bytes.
-    pub fn new(bytes: usize) -> Arc<Self> {
-        Arc::new(Self { left: AtomicUsize::new(bytes) })
-    }
-
-    fn take(&self, bytes: u32) -> bool {
-        self.left.fetch_update(Relaxed, Relaxed, |left| left.checked_sub(bytes as usize)).is_ok()
-    }
-
-    fn give_back(&self, bytes: u32) {
-        self.left.fetch_add(bytes as usize, Relaxed);
-    }
-}
+use crate::state::budget::Budget;
 
 /// The connection window of one session. Doubles each time a whole window was used, shrinks back when nothing comes.
 #[derive(Debug)]
@@ -73,11 +53,11 @@ impl Window {
     fn grow(&self, from: u32, to: u32) {
         let to = to.min(limits::WINDOW_MAX_BYTES);
         let more = to - from;
-        if more == 0 || !self.budget.take(more) {
+        if more == 0 || !self.budget.take(more as usize) {
             return;
         }
         if self.size.compare_exchange(from, to, Relaxed, Relaxed).is_err() {
-            return self.budget.give_back(more);
+            return self.budget.give_back(more as usize);
         }
         self.since.store(0, Relaxed);
         self.link.set_window(to);
@@ -90,7 +70,7 @@ impl Window {
         }
         let size = self.size.swap(limits::WINDOW_IDLE_BYTES, Relaxed);
         if size > limits::WINDOW_IDLE_BYTES {
-            self.budget.give_back(size - limits::WINDOW_IDLE_BYTES);
+            self.budget.give_back((size - limits::WINDOW_IDLE_BYTES) as usize);
             self.link.set_window(limits::WINDOW_IDLE_BYTES);
         }
     }
@@ -98,6 +78,6 @@ impl Window {
 
 impl Drop for Window {
     fn drop(&mut self) {
-        self.budget.give_back(*self.size.get_mut() - limits::WINDOW_IDLE_BYTES);
+        self.budget.give_back((*self.size.get_mut() - limits::WINDOW_IDLE_BYTES) as usize);
     }
 }

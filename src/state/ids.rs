@@ -103,9 +103,6 @@ pub enum IdError {
     /// The peer broke the protocol: an id that is not its side's to open.
     #[error("the stream id belongs to the other side")]
     WrongParity,
-    /// The peer broke the protocol: it says it opened fewer streams than it did.
-    #[error("the peer's next stream id went back")]
-    WentBack,
 }
 
 /// The accepter's record of the ids the peer opened. At most [`limits::LIVE_STREAMS`] live ids and [`GAPS`] gaps.
@@ -211,21 +208,40 @@ impl Accepter {
         live
     }
 
-    /// The opener's own list, from an attach: the ids it has live (those of its side only), and its next one. What it does not
-    /// list is over; what it lists and we have not seen may still come. Returns the ids that were live here and are over now,
-    /// rising. Costs no more when ids were skipped in between.
+    /// The opener is done with a stream, seen or not: it is over from now on. True when it was live. One too far past the
+    /// watermark says nothing.
+    pub fn over(&mut self, id: u64) -> bool {
+        let Ok(index) = self.index(id) else { return false };
+        match self.state(index) {
+            State::Live => return self.finished(id),
+            State::Gap => self.clear(index, State::Gap),
+            State::Unseen if index - self.next <= AHEAD + self.unheard => {
+                while self.next <= index {
+                    self.advance(State::Gap);
+                }
+                self.clear(index, State::Gap);
+                self.close_oldest_gaps();
+            }
+            State::Unseen | State::Over => {}
+        }
+        false
+    }
+
+    /// The opener's own list, from an attach: the ids it has live (those of its side only) below its next one. What it does not
+    /// list there is over; what it lists and we have not seen may still come. It may have opened more since it made the list:
+    /// of those it says nothing. Returns the ids that were live here and are over now, rising. Costs no more when ids were
+    /// skipped in between.
     ///
     /// # Errors
     /// See [`IdError`]; the record is unchanged then.
     pub fn attached(&mut self, next_id: u64, listed: impl IntoIterator<Item = u64>) -> Result<Vec<u64>, IdError> {
-        let next = self.index(next_id)?;
-        if next < self.next {
-            return Err(IdError::WentBack);
-        }
-        let listed = self.indexes_below(next, listed)?;
-        let gaps: Vec<u64> =
-            listed.iter().copied().filter(|index| matches!(self.state(*index), State::Gap | State::Unseen)).collect();
-        let (live, over): (Vec<u64>, Vec<u64>) = self.live_indexes().into_iter().partition(|index| listed.contains(index));
+        let below = self.index(next_id)?;
+        let listed = self.indexes_below(below, listed)?;
+        let stays = |index: &u64| *index >= below || listed.contains(index);
+        let (live, over): (Vec<u64>, Vec<u64>) = self.live_indexes().into_iter().partition(stays);
+        let mut gaps: BTreeSet<u64> = self.gap_indexes().into_iter().filter(|index| *index >= below).collect();
+        gaps.extend(listed.iter().filter(|index| matches!(self.state(**index), State::Gap | State::Unseen)));
+        let next = self.next.max(below);
         *self = Self { next, first_word: next / WORD_BITS, gaps_closed: self.gaps_closed, ..Self::new(self.opener) };
         live.into_iter().for_each(|index| self.set(index, State::Live));
         gaps.into_iter().for_each(|index| self.set(index, State::Gap));
@@ -364,9 +380,17 @@ impl Accepter {
     }
 
     fn live_indexes(&self) -> Vec<u64> {
+        self.indexes(&self.old_live, |word| word.live)
+    }
+
+    fn gap_indexes(&self) -> Vec<u64> {
+        self.indexes(&self.old_gaps, |word| word.gaps)
+    }
+
+    fn indexes(&self, old: &BTreeSet<u64>, held: impl Fn(&Word) -> u64) -> Vec<u64> {
         let recent = (self.first_word..).zip(&self.recent);
-        let recent = recent.flat_map(|(word, held)| bits(held.live).map(move |bit| word * WORD_BITS + bit));
-        self.old_live.iter().copied().chain(recent).collect()
+        let recent = recent.flat_map(|(word, row)| bits(held(row)).map(move |bit| word * WORD_BITS + bit));
+        old.iter().copied().chain(recent).collect()
     }
 }
 
@@ -451,7 +475,9 @@ mod tests {
         assert_eq!([ids.accept(4), ids.accept(900_000)], [Ok(Accepted::Fresh); 2]);
         assert_eq!([ids.accept(8), ids.accept(6), ids.accept(1_000_000)], [Err(IdError::Closed); 3]);
         assert_eq!(ids.accept(2_000_000), Ok(Accepted::Fresh));
-        assert_eq!(ids.attached(10, []), Err(IdError::WentBack));
+        // A list made before the last stream was opened says nothing of it.
+        assert_eq!(ids.attached(2_000_000, [0]), Ok(vec![4, 900_000]));
+        assert_eq!((ids.live_ids(), ids.next_id()), (vec![0, 2_000_000], 2_000_002));
         assert_eq!(ids.attached(2_000_002, [2_000_002]), Err(IdError::TooFarAhead));
     }
 
@@ -487,13 +513,28 @@ mod tests {
             Ok(Accepted::Fresh)
         }
 
+        fn over(&mut self, index: u64) -> bool {
+            if self.next <= index && index <= self.next + AHEAD {
+                self.gaps.extend(self.next..index);
+                self.next = index + 1;
+                while self.gaps.len() > GAPS {
+                    self.gaps.pop_first();
+                }
+            }
+            self.gaps.remove(&index);
+            self.live.remove(&index)
+        }
+
         fn attached(&mut self, next: u64, listed: &HashSet<u64>) -> Vec<u64> {
-            let mut over: Vec<u64> = self.live.iter().copied().filter(|index| !listed.contains(index)).collect();
+            let stays = |index: &u64| *index >= next || listed.contains(index);
+            let mut over: Vec<u64> = self.live.iter().copied().filter(|index| !stays(index)).collect();
             over.sort_unstable();
             let unseen = |index: &u64| *index >= self.next || self.gaps.contains(index);
-            self.gaps = listed.iter().copied().filter(unseen).collect();
-            self.live.retain(|index| listed.contains(index));
-            self.next = next;
+            let mut gaps: BTreeSet<u64> = listed.iter().copied().filter(unseen).collect();
+            gaps.extend(self.gaps.iter().filter(|index| **index >= next));
+            self.gaps = gaps;
+            self.live.retain(stays);
+            self.next = self.next.max(next);
             over
         }
     }
@@ -505,7 +546,8 @@ mod tests {
         Far(u16),
         Finish(u16),
         FinishAll,
-        Attach { skipped: u16, keep: u8, promised: u8 },
+        Over(i16),
+        Attach { skipped: i16, keep: u8, promised: u8 },
     }
 
     fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -515,7 +557,8 @@ mod tests {
             1 => (0u16..4_200).prop_map(Step::Far),
             8 => any::<u16>().prop_map(Step::Finish),
             1 => Just(Step::FinishAll),
-            1 => (0u16..300, any::<u8>(), 0u8..5).prop_map(|(skipped, keep, promised)| Step::Attach { skipped, keep, promised }),
+            2 => (-300i16..40).prop_map(Step::Over),
+            1 => (-50i16..300, any::<u8>(), 0u8..5).prop_map(|(skipped, keep, promised)| Step::Attach { skipped, keep, promised }),
         ];
         prop::collection::vec(step, 1..120)
     }
@@ -546,9 +589,13 @@ mod tests {
                     Step::FinishAll => for index in model.live.drain() {
                         prop_assert!(ids.finished(id(index)));
                     },
+                    Step::Over(offset) => {
+                        let index = model.next.saturating_add_signed(offset.into());
+                        prop_assert_eq!(ids.over(id(index)), model.over(index));
+                    }
                     Step::Attach { skipped, keep, promised } => {
-                        let next = model.next + u64::from(skipped);
-                        let kept = |index: &u64| index % 256 > u64::from(keep);
+                        let next = model.next.saturating_add_signed(skipped.into());
+                        let kept = |index: &u64| *index < next && index % 256 > u64::from(keep);
                         let known = model.live.iter().chain(&model.gaps).copied().filter(kept).take(limits::LIVE_STREAMS - 5);
                         let listed: HashSet<u64> = known.chain((model.next..next).take(promised.into())).collect();
                         let over = ids.attached(id(next), listed.iter().map(|index| id(*index))).unwrap();

@@ -7,7 +7,9 @@
 
 pub mod admission;
 pub mod backoff;
+pub mod budget;
 pub mod ids;
 pub mod liveness;
 pub mod prefix;
 pub mod roster;
+pub mod streams;

@@ -1,0 +1,567 @@
+//! The owner of a peer joins paths to the session: it dials while the peer is wanted, takes over links that were greeted, watches
+//! the path it has, keeps the session while there is none, and tells what happens. Nobody else does.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::SeqCst;
+use std::time::{Duration, SystemTime};
+
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::{AbortHandle, JoinSet};
+use tokio::time::{Instant, sleep_until};
+
+use super::attached::Attached;
+use super::control::ControlError;
+use super::core::{Core, SessionEnd, Surroundings};
+use super::event::{DisconnectReason, Event, PathKind};
+use super::greet::{Agreement, GreetError, Greeted};
+use super::held::Held;
+use super::hub::Hub;
+use super::notice::Notice;
+use super::path::{self, Path, PathEvent};
+use super::peer::{Command, Peer, State, Unreached};
+use super::slot::Slot;
+use crate::id::NodeId;
+use crate::net::{DialError, Link};
+use crate::policy::Action;
+use crate::proto::close::CloseCode;
+use crate::proto::control::{BootId, Goodbye};
+use crate::proto::limits;
+use crate::state::backoff::{AttemptId, Backoff, Dial, Input};
+
+type Attempt = (AttemptId, SocketAddr, Result<Greeted, AttemptError>);
+
+enum AttemptError {
+    Overdue,
+    Dial(DialError),
+    Greet(GreetError),
+}
+
+/// The task that owns a peer.
+pub(super) struct Owner {
+    hub: Hub,
+    peer: Arc<Peer>,
+    commands: mpsc::UnboundedReceiver<Command>,
+    session: Option<Held>,
+    path: Option<Path>,
+    backoff: Backoff,
+    random: StdRng,
+    /// When the supervisor wants to be asked again.
+    wake: Option<Instant>,
+    attempts: JoinSet<Attempt>,
+    running: HashMap<AttemptId, AbortHandle>,
+    turn: usize,
+    draining: Option<(Instant, oneshot::Sender<()>)>,
+}
+
+impl Owner {
+    pub(super) fn new(hub: Hub, id: NodeId, visitor: Option<BootId>) -> (Arc<Peer>, Self) {
+        let (peer, commands) = Peer::new(id, visitor, hub.own().limits.calls_in_flight);
+        let owner = Self {
+            backoff: Backoff::with_limits(hub.own().profile, &hub.own().limits),
+            random: StdRng::seed_from_u64(hub.own().seed ^ u64::from_le_bytes(first_eight(&id))),
+            wake: None,
+            running: HashMap::new(),
+            hub,
+            peer: peer.clone(),
+            commands,
+            session: None,
+            path: None,
+            attempts: JoinSet::new(),
+            turn: 0,
+            draining: None,
+        };
+        (peer, owner)
+    }
+
+    /// Lives as long as the peer is wanted or here.
+    pub(super) async fn run(mut self) {
+        let mut policy = self.hub.policy().watch();
+        loop {
+            if self.may_end() {
+                break;
+            }
+            let wake = self.wake();
+            tokio::select! {
+                biased;
+                command = self.commands.recv() => match command {
+                    Some(command) => self.command(command).await,
+                    None => break,
+                },
+                Some(attempt) = self.attempts.join_next() => self.attempted(attempt).await,
+                _ = policy.changed() => self.policy_changed().await,
+                () = self.peer.call_ended.notified() => self.call_ended().await,
+                () = sleep_until(wake) => self.tick().await,
+                notice = notice(&mut self.session) => self.notice(notice).await,
+                // Last: a peer that never stops talking must put off neither the policy nor the clock.
+                input = path_input(&mut self.path) => self.path_input(input).await,
+            }
+        }
+    }
+
+    /// Nothing wanted, nobody here, nothing asked: the hub may forget the peer.
+    fn may_end(&mut self) -> bool {
+        if self.path.is_some() || !self.attempts.is_empty() || (self.wanted() && self.draining.is_none()) {
+            return false;
+        }
+        if self.draining.is_none() && self.session.is_some() {
+            return false;
+        }
+        let (peer, commands, draining) = (&self.peer, &self.commands, self.draining.is_some());
+        self.hub.retire(peer, || commands.is_empty() && (draining || !peer.is_wanted()))
+    }
+
+    fn wanted(&self) -> bool {
+        self.peer.is_wanted() && self.draining.is_none() && !self.hub.is_draining()
+    }
+
+    /// When to look at the time again.
+    fn wake(&self) -> Instant {
+        let path = self.path.as_ref().map(Path::wake);
+        let draining = self.draining.as_ref().map(|(deadline, _)| *deadline);
+        let dialling = self.wake.filter(|_| self.path.is_none() && self.wanted());
+        let kept = self.session.as_ref().and_then(|session| session.until);
+        [path, draining, dialling, kept].into_iter().flatten().min().unwrap_or_else(far)
+    }
+
+    /// Tells the supervisor what happened, and does what it says.
+    fn supervise(&mut self, input: Input) {
+        let mut input = Some(input);
+        while let Some(next) = input.take() {
+            let todo = self.backoff.handle(next, Instant::now().into_std(), &mut self.random);
+            todo.abandon.iter().for_each(|attempt| self.abandon(*attempt));
+            self.wake = todo.wake.map(Instant::from_std);
+            match todo.dial {
+                Some(dial) if self.wanted() && self.path.is_none() => input = self.dial(dial),
+                Some(dial) => input = Some(Input::Failed(dial.attempt)),
+                None => {}
+            }
+        }
+    }
+
+    fn abandon(&mut self, attempt: AttemptId) {
+        if let Some(running) = self.running.remove(&attempt) {
+            running.abort();
+        }
+    }
+
+    /// Starts an attempt at the address whose turn it is. Without one it has failed already.
+    fn dial(&mut self, dial: Dial) -> Option<Input> {
+        if !self.is_permitted() {
+            self.failed(Unreached::Denied);
+            return Some(Input::Refused(dial.attempt));
+        }
+        let usable = self.usable();
+        let Some(address) = usable.get(self.turn % usable.len().max(1)).copied() else {
+            // Others at all its addresses: that is what there is to say until one of them is tried again.
+            let others = self.peer.unreached().filter(|last| matches!(last, Unreached::WrongKey(_)));
+            self.failed(others.unwrap_or(Unreached::NoAddress));
+            return Some(Input::Failed(dial.attempt));
+        };
+        self.turn = self.turn.wrapping_add(1);
+        let (hub, id) = (self.hub.clone(), self.peer.id);
+        let running = self.attempts.spawn(async move {
+            let greeted = async {
+                let link = hub.endpoint().dial(address, id).await.map_err(AttemptError::Dial)?;
+                hub.greet_dialled(link).await.map_err(AttemptError::Greet)
+            };
+            let greeted = tokio::time::timeout(dial.within, greeted).await;
+            (dial.attempt, address, greeted.unwrap_or(Err(AttemptError::Overdue)))
+        });
+        self.running.insert(dial.attempt, running);
+        None
+    }
+
+    /// The addresses at which nobody else answered lately.
+    fn usable(&self) -> Vec<SocketAddr> {
+        let now = Instant::now().into_std();
+        let mut usable = self.peer.addresses();
+        usable.retain(|address| !self.backoff.is_set_aside(*address, now));
+        usable
+    }
+
+    fn is_permitted(&self) -> bool {
+        self.hub.policy().decide(&self.peer.id, Action::Connect, "").is_permit()
+    }
+
+    async fn attempted(&mut self, ended: Result<Attempt, tokio::task::JoinError>) {
+        // An attempt that was given up says nothing; one that panicked is overdue to the supervisor soon.
+        let Ok((attempt, address, outcome)) = ended else { return };
+        self.running.remove(&attempt);
+        let error = match outcome {
+            Ok(greeted) => {
+                self.peer.learn([address]);
+                self.attach(greeted).await;
+                // Lost at once, or not needed: the supervisor must not wait for it. Else it has heard of better.
+                if self.path.is_none() {
+                    self.supervise(Input::Failed(attempt));
+                }
+                return;
+            }
+            Err(error) => error,
+        };
+        let unreached = match &error {
+            AttemptError::Dial(DialError::WrongKey { .. }) => {
+                self.supervise(Input::WrongKey(address));
+                let others_everywhere = self.usable().is_empty();
+                let text = error.to_string();
+                Some(if others_everywhere { Unreached::WrongKey(text) } else { Unreached::Failed(text) })
+            }
+            AttemptError::Greet(GreetError::Refused) => Some(Unreached::Refused),
+            // Another link goes first, or our next attempt has the right number: nothing went wrong.
+            AttemptError::Greet(GreetError::Unneeded | GreetError::Stale) => None,
+            _ => Some(Unreached::Failed(error.to_string())),
+        };
+        let refused = unreached == Some(Unreached::Refused);
+        self.supervise(if refused { Input::Refused(attempt) } else { Input::Failed(attempt) });
+        unreached.into_iter().for_each(|unreached| self.failed(unreached));
+    }
+
+    fn failed(&self, unreached: Unreached) {
+        tracing::debug!(peer = %self.peer.id.short(), %unreached, "an attempt failed");
+        self.peer.state.send_modify(|state| {
+            state.failures += 1;
+            state.unreached = Some(unreached);
+        });
+    }
+
+    async fn command(&mut self, command: Command) {
+        match command {
+            Command::Want(addresses) => {
+                self.peer.learn(addresses.into_iter().rev());
+                self.turn = 0;
+                if self.path.is_none() {
+                    self.supervise(Input::NetworkChanged);
+                }
+            }
+            Command::Release => {
+                self.attempts.abort_all();
+                self.running.clear();
+                self.goodbye(Goodbye::Disconnect, DisconnectReason::Here).await;
+                // Whoever wants the peer again starts afresh.
+                self.backoff = Backoff::with_limits(self.hub.own().profile, &self.hub.own().limits);
+            }
+            Command::PeerDialled => self.supervise(Input::PeerDialled),
+            Command::Attach(greeted) => self.attach(*greeted).await,
+            Command::Ping(answer) => {
+                if let Some(path) = &mut self.path {
+                    path.ping(answer);
+                }
+            }
+            Command::NetworkChanged => {
+                self.supervise(Input::NetworkChanged);
+                if let Some(path) = &mut self.path {
+                    path.probe();
+                    self.tick().await;
+                }
+            }
+            Command::Drain(done) => self.drain(done).await,
+        }
+    }
+
+    /// Puts the session on a link that was greeted, unless the one it is on is newer.
+    async fn attach(&mut self, greeted: Greeted) {
+        let link = greeted.agreement.link.clone();
+        // Between the greeting and now both may have changed: whether it is permitted, and whether we still want it.
+        if !self.is_permitted() {
+            self.hub.count_refused();
+            return self.give_up(&link, CloseCode::Refused);
+        }
+        if self.draining.is_some() || (link.dialled() && !self.wanted()) {
+            return self.give_up(&link, CloseCode::Goodbye);
+        }
+        if let Some(path) = &self.path {
+            let old = &path.attached;
+            if old.hello().boot == greeted.agreement.hello.boot && old.attach() > greeted.agreement.attach {
+                return self.give_up(&link, CloseCode::Superseded);
+            }
+        }
+        let resumed = greeted.agreement.resumed.is_some();
+        let seamless = resumed && self.path.is_some();
+        match self.put_on(greeted).await {
+            Ok(attached) => self.connected(attached, resumed, seamless),
+            Err(error) => {
+                tracing::debug!(peer = %self.peer.id.short(), %error, "the path was lost at once");
+                // What was left for it carries the session no more.
+                self.lost(DisconnectReason::Superseded, CloseCode::Superseded);
+                self.give_up(&link, CloseCode::Protocol);
+            }
+        }
+    }
+
+    /// Puts the session, or a new one, on a link.
+    async fn put_on(&mut self, greeted: Greeted) -> Result<Arc<Attached>, ControlError> {
+        let Greeted { agreement, send, recv } = greeted;
+        let Agreement { link, hello, session, attach, resumed, theirs } = agreement;
+        let core = match &resumed {
+            // Between the greeting and now it may have ended.
+            Some(core) if core.is_resumable() => core.clone(),
+            Some(_) => return Err(ControlError::Order("the session it goes on with has ended")),
+            None => {
+                let because = if hello.boot == self.boot() { DisconnectReason::Superseded } else { DisconnectReason::Restarted };
+                self.lost(because, CloseCode::Superseded);
+                self.end(SessionEnd::Replaced);
+                let own = self.hub.own();
+                let of = Surroundings { limits: &own.limits, policy: self.hub.policy(), budget: self.hub.budget() };
+                Core::new(session, link.peer(), &hello, link.dialled(), &of)
+            }
+        };
+        if let Some(old) = self.path.take() {
+            self.leave(&old);
+        }
+        let ours = core.table().streams.attached(attach, theirs.next_id, &theirs.live, &mut Slot::wake);
+        let ours = match ours {
+            Ok(ours) => ours,
+            Err(violation) => {
+                self.end(SessionEnd::Closed(DisconnectReason::Path(violation.to_string())));
+                return Err(violation.into());
+            }
+        };
+        let seen = (!link.dialled()).then(|| link.remote());
+        self.peer.announced(hello.addresses.clone(), seen);
+        let attached = Attached::new(core.clone(), link, attach, hello, self.hub.budget().clone());
+        let held = self.session.get_or_insert_with(|| Held::new(core.clone()));
+        held.until = None;
+        self.peer.set_core(Some(core));
+        self.path = Some(Path::start(&self.hub, attached.clone(), (send, recv), held.door(), ours));
+        if resumed.is_none() && attached.link().dialled() {
+            let begun = tokio::time::timeout(limits::ANSWER_BOUND, held.begin(&attached)).await;
+            begun.map_err(|_| ControlError::TimedOut("take the session's stream"))?.map_err(|_| ControlError::Ended)?;
+        }
+        Ok(attached)
+    }
+
+    /// The process of the peer that we know.
+    fn boot(&self) -> BootId {
+        self.session.as_ref().map_or(BootId([0; 16]), |session| session.core.boot())
+    }
+
+    /// The session is up, on this path.
+    fn connected(&mut self, attached: Arc<Attached>, resumed: bool, seamless: bool) {
+        self.peer.known().seen = Some(SystemTime::now());
+        // Next time the likeliest address goes first again.
+        self.turn = 0;
+        self.supervise(Input::Connected);
+        let (peer, session, path) = (self.peer.id, attached.session(), PathKind::Direct);
+        // First the fact, then the news of it: whoever hears it may use the session at once.
+        let attached = (!attached.core().is_closed_to_calls()).then_some(attached);
+        self.peer.state.send_replace(State { attached, ..State::default() });
+        self.tell(match seamless {
+            true => Event::PathChanged { peer, path },
+            false => Event::Connected { peer, session, resumed, path },
+        });
+    }
+
+    /// Tells what happened. A visitor shares the key of a node, and is nobody's presence: of it nothing is told.
+    fn tell(&self, event: Event) {
+        if self.peer.visitor.is_none() {
+            self.hub.emit(event);
+        }
+    }
+
+    fn give_up(&self, link: &Link, code: CloseCode) {
+        link.close(code);
+        self.hub.ended(self.peer.id, link.number());
+    }
+
+    /// The path is gone: tells everybody, and lets the supervisor begin. The session is kept, unless somebody wanted its end.
+    fn lost(&mut self, reason: DisconnectReason, code: CloseCode) {
+        let Some(path) = self.path.take() else { return };
+        path.attached.link().close(code);
+        self.leave(&path);
+        drop(path);
+        self.peer.known().seen = Some(SystemTime::now());
+        self.peer.state.send_modify(|state| state.attached = None);
+        self.keep(&reason);
+        self.supervise(Input::Lost);
+        self.tell(Event::Disconnected { peer: self.peer.id, reason });
+    }
+
+    /// A path carries the session no more.
+    fn leave(&self, path: &Path) {
+        path.attached.link().close(CloseCode::Superseded);
+        self.hub.ended(self.peer.id, path.attached.link().number());
+    }
+
+    /// Without a path: keeps the session for as long as it can be resumed, or ends it.
+    fn keep(&mut self, because: &DisconnectReason) {
+        let Some(session) = &mut self.session else { return };
+        let core = &session.core;
+        // Of a visitor that has nothing in flight there is nothing to keep: most are gone for good.
+        let idle = self.peer.visitor.is_some() && core.is_idle();
+        if because.is_deliberate() || !core.is_resumable() || idle {
+            return self.end(SessionEnd::Closed(because.clone()));
+        }
+        session.until = Some(Instant::now() + core.resume_window());
+    }
+
+    /// The session is over: whatever is in flight ends, here and now.
+    fn end(&mut self, end: SessionEnd) {
+        if let Some(session) = self.session.take() {
+            tracing::debug!(peer = %self.peer.id.short(), %end, "a session is over");
+            self.peer.set_core(None);
+            session.core.end(end);
+        }
+    }
+
+    fn broken(&mut self, error: &ControlError) {
+        tracing::warn!(peer = %self.peer.id.short(), %error, "the path is closed");
+        let reason = DisconnectReason::Path(error.to_string());
+        self.lost(reason.clone(), CloseCode::Protocol);
+        // What it says of the streams is wrong, and would be on another path.
+        if matches!(error, ControlError::Streams(_)) {
+            self.end(SessionEnd::Closed(reason));
+        }
+    }
+
+    async fn goodbye(&mut self, goodbye: Goodbye, reason: DisconnectReason) {
+        let code = if goodbye == Goodbye::Refused { CloseCode::Refused } else { CloseCode::Goodbye };
+        if let Some(path) = &mut self.path {
+            path.goodbye(goodbye).await;
+        }
+        let end = SessionEnd::Closed(reason.clone());
+        self.lost(reason, code);
+        self.end(end);
+    }
+
+    async fn path_input(&mut self, input: path::Input) {
+        if let Some(path) = &mut self.path {
+            let event = path.handle(input).await;
+            self.path_event(event).await;
+        }
+    }
+
+    async fn path_event(&mut self, event: PathEvent) {
+        match event {
+            PathEvent::Lost(reason) => self.lost(reason.into(), CloseCode::Protocol),
+            PathEvent::Broken(error) => self.broken(&error),
+            PathEvent::NoAnswer => self.lost(DisconnectReason::NoAnswer, CloseCode::Timeout),
+            PathEvent::Goodbye(Goodbye::Disconnect) => self.lost(DisconnectReason::ByPeer, CloseCode::Goodbye),
+            PathEvent::Goodbye(Goodbye::Down) => self.lost(DisconnectReason::PeerDown, CloseCode::Goodbye),
+            PathEvent::Goodbye(Goodbye::Refused) => {
+                self.lost(DisconnectReason::Refused, CloseCode::Goodbye);
+                self.failed(Unreached::Refused);
+            }
+            PathEvent::Addresses(addresses) => self.peer.announced(addresses, None),
+            PathEvent::Nothing => {}
+        }
+        self.end_drain_if_done().await;
+    }
+
+    async fn notice(&mut self, notice: Notice) {
+        let Some(session) = &mut self.session else { return };
+        session.heard(notice);
+        if notice == Notice::Draining {
+            self.peer.ending.store(true, SeqCst);
+            // Whoever waits for the session waits for the next one from here on.
+            self.peer.state.send_modify(|state| state.attached = None);
+            self.call_ended().await;
+        }
+        self.end_drain_if_done().await;
+    }
+
+    async fn policy_changed(&mut self) {
+        if self.path.is_some() && !self.is_permitted() {
+            self.goodbye(Goodbye::Refused, DisconnectReason::RefusedHere).await;
+        } else if self.peer.unreached() == Some(Unreached::Denied) && self.is_permitted() {
+            self.supervise(Input::NetworkChanged);
+        }
+    }
+
+    async fn tick(&mut self) {
+        if let Some(session) = &self.session
+            && session.until.is_some_and(|until| Instant::now() >= until)
+        {
+            let window = session.core.resume_window();
+            self.end(SessionEnd::Expired(window));
+        }
+        match &mut self.path {
+            Some(path) => {
+                if let Some(event) = path.tick() {
+                    self.path_event(event).await;
+                }
+            }
+            None => {
+                if self.wanted() {
+                    self.supervise(Input::Tick);
+                }
+            }
+        }
+        self.end_drain_if_done().await;
+    }
+
+    async fn drain(&mut self, done: oneshot::Sender<()>) {
+        self.draining = Some((Instant::now() + self.hub.own().limits.drain, done));
+        self.peer.ending.store(true, SeqCst);
+        self.attempts.abort_all();
+        if let Some(session) = &mut self.session {
+            session.drain().await;
+        }
+        self.call_ended().await;
+    }
+
+    /// A call of ours ended while one of the two nodes goes down.
+    async fn call_ended(&mut self) {
+        // Calls that wait for the next session have leave too, and are none of this one's.
+        if let Some(session) = &mut self.session {
+            session.calls_answered().await;
+        }
+        self.end_drain_if_done().await;
+    }
+
+    async fn end_drain_if_done(&mut self) {
+        let Some((deadline, _)) = &self.draining else { return };
+        let answered = self.path.is_none() || self.session.as_ref().is_none_or(Held::both_answered);
+        if answered || Instant::now() >= *deadline {
+            self.goodbye(Goodbye::Down, DisconnectReason::Here).await;
+        }
+    }
+}
+
+impl Drop for Owner {
+    /// However it ends, nobody waits for it any more.
+    fn drop(&mut self) {
+        self.end(SessionEnd::Closed(DisconnectReason::Here));
+        self.peer.state.send_modify(|state| *state = State { gone: true, attached: None, ..state.clone() });
+        if let Some((_, done)) = self.draining.take() {
+            let _ = done.send(());
+        }
+    }
+}
+
+async fn notice(session: &mut Option<Held>) -> Notice {
+    match session {
+        Some(session) => session.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn path_input(path: &mut Option<Path>) -> path::Input {
+    match path {
+        Some(path) => path.input().await,
+        None => std::future::pending().await,
+    }
+}
+
+impl fmt::Display for AttemptError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            AttemptError::Overdue => f.write_str("no answer in time"),
+            AttemptError::Dial(error) => error.fmt(f),
+            AttemptError::Greet(error) => error.fmt(f),
+        }
+    }
+}
+
+fn first_eight(id: &NodeId) -> [u8; 8] {
+    std::array::from_fn(|at| id.as_bytes()[at])
+}
+
+/// A time nobody waits for.
+fn far() -> Instant {
+    Instant::now() + Duration::from_secs(24 * 3_600)
+}

@@ -1,0 +1,585 @@
+//! The streams of a session, as they outlive its paths: which are live, how much of each has come and gone, what is kept until
+//! the other side has it, and what both sides tell each other when another path takes over. Moves no bytes itself, and knows
+//! neither paths nor readers: whoever does keeps what it needs with each stream, in a slot.
+//!
+//! - Offsets count bytes *handed to the reader*: what a path has acknowledged may be lost with it.
+//! - What was sent is kept until the other side says in an attach or a [`Progress`] that it has it.
+//! - The end of a direction, a reset and a stop are states, said again to each path until they are known.
+//! - The *opener* decides when a stream is over, and says so; until then the accepter keeps its answer. A stream that the opener
+//!   does not list in an attach is over. What comes for a stream that is over is refused, never executed.
+//!
+//! Without resumption (`keeps` is false) nothing is kept or acknowledged, and a stream is over with its two halves.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use thiserror::Error;
+
+use super::budget::Budget;
+use super::ids::{Accepted, Accepter, Allocator, IdError, Side};
+use crate::proto::control::{LiveStream, Progress, Run};
+use crate::proto::limits;
+use crate::proto::stream::Head;
+
+mod sending;
+
+use sending::Sending;
+
+/// The peer said something of a stream that cannot be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum Violation {
+    /// It has more than was sent.
+    #[error("it acknowledges more than was sent")]
+    NeverSent,
+    /// It would leave bytes out.
+    #[error("it goes on past what has arrived")]
+    LeavesOut,
+    /// It asks for what it has acknowledged.
+    #[error("it asks for bytes that it had acknowledged")]
+    TakesBack,
+    /// An id that cannot be.
+    #[error(transparent)]
+    Id(#[from] IdError),
+}
+
+/// Why a half of a stream can do no more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// The stream is over, or this half was ended here.
+    Closed,
+    /// The peer reads no more.
+    Stopped(u64),
+    /// The peer gave up sending.
+    Reset(u64),
+}
+
+/// When [`Streams::progress`] is to be asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use = "somebody has to ask for progress in time"]
+pub enum Due {
+    /// It need not be, or somebody was told already.
+    Nothing,
+    /// Within [`limits::PROGRESS_WITHIN`].
+    Soon,
+    /// Now.
+    Now,
+}
+
+/// What a path that carries a stream on sends next.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// These bytes.
+    Bytes(Bytes),
+    /// The end.
+    Finish,
+    /// It gives up with this code.
+    Reset(u8),
+    /// Nothing for now: whoever writes to the stream goes on from here.
+    Nothing,
+    /// The stream is over.
+    Over,
+}
+
+/// The streams of one session. `S` is what its user keeps with each.
+#[derive(Debug)]
+pub struct Streams<S> {
+    side: Side,
+    keeps: bool,
+    budget: Arc<Budget>,
+    /// The number of the attachment that sends.
+    attach: u64,
+    allocator: Allocator,
+    accepter: Accepter,
+    live: HashMap<u64, Stream<S>, BuildHasherDefault<IdHasher>>,
+    /// Streams of ours that are over, and the peer does not know.
+    over: Vec<u64>,
+    /// Streams of which more has come than the peer knows.
+    news: Vec<u64>,
+    /// Bytes that came since the peer was told.
+    untold: usize,
+    asked: Due,
+}
+
+#[derive(Debug)]
+struct Stream<S> {
+    sending: Sending,
+    state: Sends,
+    /// What the peer said it has.
+    acked: u64,
+    /// How far a path that carries this on has got: not to be forgotten before it is there.
+    carried: u64,
+    received: u64,
+    ended: bool,
+    stop: Option<u8>,
+    reset: Option<u64>,
+    news: bool,
+    halves: u8,
+    slot: S,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Sends {
+    Open,
+    Finished,
+    Reset(u8),
+    Stopped(u64),
+}
+
+/// The number an attach list has for "from here on nothing holds back what is acknowledged".
+const FREE: u64 = u64::MAX;
+
+impl<S: Default> Streams<S> {
+    /// No streams yet. `keeps`: whether they are to outlive a path. What is kept beyond a little of each comes out of the budget.
+    pub fn new(side: Side, keeps: bool, budget: Arc<Budget>) -> Self {
+        Self {
+            side,
+            keeps,
+            budget,
+            attach: 0,
+            allocator: Allocator::new(side),
+            accepter: Accepter::new(side.peer()),
+            live: HashMap::default(),
+            over: Vec::new(),
+            news: Vec::new(),
+            untold: 0,
+            asked: Due::Nothing,
+        }
+    }
+
+    /// Whether streams outlive a path.
+    pub fn keeps(&self) -> bool {
+        self.keeps
+    }
+
+    /// The number of the attachment that sends; 0 before the first.
+    pub fn attach(&self) -> u64 {
+        self.attach
+    }
+
+    /// How many streams are live, of both sides.
+    pub fn len(&self) -> usize {
+        self.live.len()
+    }
+
+    /// Whether none is.
+    pub fn is_empty(&self) -> bool {
+        self.live.is_empty()
+    }
+
+    /// How many of the peer's streams are live.
+    pub fn accepted(&self) -> usize {
+        self.accepter.live()
+    }
+
+    /// What is kept with a stream, while it is live.
+    pub fn slot(&mut self, id: u64) -> Option<&mut S> {
+        self.live.get_mut(&id).map(|stream| &mut stream.slot)
+    }
+
+    /// Opens a stream: its id.
+    pub fn open(&mut self) -> u64 {
+        let id = self.allocator.take();
+        self.live.insert(id, Stream::new());
+        id
+    }
+
+    /// A stream of the peer's arrived under this id.
+    ///
+    /// # Errors
+    /// See [`IdError`]: it is not to be executed.
+    pub fn accept(&mut self, id: u64) -> Result<Accepted, IdError> {
+        let accepted = self.accepter.accept(id)?;
+        if accepted == Accepted::Fresh {
+            self.live.insert(id, Stream::new());
+        }
+        Ok(accepted)
+    }
+
+    /// A stream of the peer's ended before its id was here.
+    pub fn ended_unheard(&mut self) {
+        self.accepter.unheard();
+    }
+
+    /// Bytes to send, and whether they are the last: how many are taken, and may be sent. The others, and the end, have to wait
+    /// until the peer acknowledges some.
+    ///
+    /// # Errors
+    /// [`Ended`]: nothing more can be sent.
+    pub fn push(&mut self, id: u64, bytes: &Bytes, last: bool) -> Result<usize, Ended> {
+        let stream = self.live.get_mut(&id).ok_or(Ended::Closed)?;
+        match stream.state {
+            Sends::Open => {}
+            Sends::Stopped(code) => return Err(Ended::Stopped(code)),
+            Sends::Finished | Sends::Reset(_) => return Err(Ended::Closed),
+        }
+        let taken = if self.keeps {
+            stream.sending.push(bytes, &self.budget)
+        } else {
+            stream.sending.pass(bytes.len());
+            bytes.len()
+        };
+        if last && taken == bytes.len() {
+            stream.state = Sends::Finished;
+        }
+        Ok(taken)
+    }
+
+    /// Gives up sending, unless all is sent. The peer is told.
+    pub fn reset(&mut self, id: u64, code: u8) -> Due {
+        let Some(stream) = self.live.get_mut(&id).filter(|stream| stream.state == Sends::Open) else { return Due::Nothing };
+        stream.state = Sends::Reset(code);
+        stream.sending.clear(&self.budget);
+        self.is_news(id)
+    }
+
+    /// The path says that the peer reads no more.
+    pub fn stopped(&mut self, id: u64, code: u64) {
+        if let Some(stream) = self.live.get_mut(&id) {
+            stream.stopped(code, &self.budget);
+        }
+    }
+
+    /// What the sending half came to.
+    ///
+    /// # Errors
+    /// [`Ended`]: nothing more can be sent.
+    pub fn sends(&self, id: u64) -> Result<(), Ended> {
+        match self.live.get(&id).map(|stream| stream.state) {
+            Some(Sends::Stopped(code)) => Err(Ended::Stopped(code)),
+            Some(Sends::Open | Sends::Finished) => Ok(()),
+            Some(Sends::Reset(_)) | None => Err(Ended::Closed),
+        }
+    }
+
+    /// Bytes were handed to the reader.
+    ///
+    /// # Errors
+    /// [`Ended::Closed`] if the stream is over.
+    pub fn received(&mut self, id: u64, bytes: usize) -> Result<Due, Ended> {
+        let stream = self.live.get_mut(&id).ok_or(Ended::Closed)?;
+        stream.received += bytes as u64;
+        if !self.keeps {
+            return Ok(Due::Nothing);
+        }
+        self.untold += bytes;
+        Ok(self.is_news(id))
+    }
+
+    /// The reader has seen the end: the last byte, or a reset.
+    pub fn ended(&mut self, id: u64) -> Due {
+        match self.live.get_mut(&id) {
+            Some(stream) if self.keeps => {
+                stream.ended = true;
+                self.is_news(id)
+            }
+            _ => Due::Nothing,
+        }
+    }
+
+    /// Whether the peer has said that it gives up sending.
+    ///
+    /// # Errors
+    /// [`Ended`]: nothing more comes.
+    pub fn receives(&self, id: u64) -> Result<(), Ended> {
+        match self.live.get(&id) {
+            None => Err(Ended::Closed),
+            Some(Stream { reset: Some(code), .. }) => Err(Ended::Reset(*code)),
+            Some(_) => Ok(()),
+        }
+    }
+
+    /// Reads no more. The peer is told.
+    pub fn stop(&mut self, id: u64, code: u8) -> Due {
+        match self.live.get_mut(&id) {
+            Some(stream) if self.keeps && !stream.ended && stream.stop.is_none() => {
+                stream.stop = Some(code);
+                self.is_news(id)
+            }
+            _ => Due::Nothing,
+        }
+    }
+
+    /// A half of a stream is needed no more. Without resumption the stream is over with the second.
+    pub fn dropped(&mut self, id: u64) {
+        let Some(stream) = self.live.get_mut(&id) else { return };
+        stream.halves = stream.halves.saturating_sub(1);
+        if stream.halves == 0 && !self.keeps {
+            self.remove(id, &mut |_| {});
+        }
+    }
+
+    /// A stream of ours is over: nothing that was sent, or may still come, matters any more. The peer is told.
+    pub fn over(&mut self, id: u64) -> Due {
+        if !self.remove(id, &mut |_| {}) || !self.keeps {
+            return Due::Nothing;
+        }
+        self.over.push(id);
+        self.ask(self.over.len() >= limits::PROGRESS_STREAMS)
+    }
+
+    /// What the peer is to be told, if there is something.
+    pub fn progress(&mut self) -> Option<Progress> {
+        self.asked = Due::Nothing;
+        self.untold = 0;
+        if self.over.is_empty() && self.news.is_empty() {
+            return None;
+        }
+        self.over.sort_unstable();
+        let mut over: Vec<Run> = Vec::new();
+        let mut taken = 0;
+        for id in &self.over {
+            let runs = over.len();
+            match over.last_mut() {
+                Some(run) if run.first + 2 * run.count == *id => run.count += 1,
+                _ if runs == limits::PROGRESS_ENTRIES => break,
+                _ => over.push(Run { first: *id, count: 1 }),
+            }
+            taken += 1;
+        }
+        self.over.drain(..taken);
+        let from = self.news.len().saturating_sub(limits::PROGRESS_ENTRIES);
+        let mut news = self.news.split_off(from);
+        news.sort_unstable();
+        let mut live = Vec::new();
+        for id in news {
+            if let Some(stream) = self.live.get_mut(&id) {
+                stream.news = false;
+                live.push(stream.standing(id));
+            }
+        }
+        (!over.is_empty() || !live.is_empty()).then_some(Progress { over, live })
+    }
+
+    /// Whether there is more to tell than one progress takes.
+    pub fn has_news(&self) -> bool {
+        !self.over.is_empty() || !self.news.is_empty()
+    }
+
+    /// The peer's word on its streams and ours. `wake` is called for each slot whose stream may have changed.
+    ///
+    /// # Errors
+    /// [`Violation`]: the peer broke the protocol.
+    pub fn told(&mut self, progress: &Progress, wake: &mut impl FnMut(&mut S)) -> Result<(), Violation> {
+        for run in &progress.over {
+            let id = |nth: u64| run.first + 2 * nth;
+            if !self.side.peer().opens(run.first) {
+                return Err(IdError::WrongParity.into());
+            }
+            // A peer may name as many as it likes: those that are here bound the work.
+            if run.count > limits::LIVE_STREAMS as u64 {
+                let named = |live: &u64| (run.first..id(run.count)).contains(live) && self.side.peer().opens(*live);
+                let over: Vec<u64> = self.live.keys().copied().filter(named).collect();
+                for id in over {
+                    self.remove(id, wake);
+                }
+                continue;
+            }
+            for id in (0..run.count).map(id) {
+                self.accepter.over(id);
+                self.remove(id, wake);
+            }
+        }
+        for standing in &progress.live {
+            if let Some(stream) = self.live.get_mut(&standing.stream) {
+                stream.heard(standing, &self.budget)?;
+                wake(&mut stream.slot);
+            }
+        }
+        Ok(())
+    }
+
+    /// Where all streams stand, for an attach: the lowest id not opened yet, and the live ones by rising id.
+    pub fn standing(&self) -> (u64, Vec<LiveStream>) {
+        let mut live: Vec<LiveStream> = self.live.iter().map(|(id, stream)| stream.standing(*id)).collect();
+        live.sort_unstable_by_key(|stream| stream.stream);
+        (self.allocator.next_id(), live)
+    }
+
+    /// Another path takes over, under this number; the peer has told where its streams stand. Gives the streams of ours that are
+    /// to be carried on. `wake` is called for each slot whose stream may have changed.
+    ///
+    /// # Errors
+    /// [`Violation`]: the peer broke the protocol; the session cannot go on.
+    pub fn attached(
+        &mut self,
+        attach: u64,
+        next_id: u64,
+        theirs: &[LiveStream],
+        wake: &mut impl FnMut(&mut S),
+    ) -> Result<Vec<u64>, Violation> {
+        self.attach = attach;
+        let opened = theirs.iter().map(|standing| standing.stream).filter(|id| self.side.peer().opens(*id));
+        for id in self.accepter.attached(next_id, opened)? {
+            self.remove(id, wake);
+        }
+        for standing in theirs {
+            if let Some(stream) = self.live.get_mut(&standing.stream) {
+                stream.heard(standing, &self.budget)?;
+            }
+        }
+        // What was over before the list was made is not in it; said again it changes nothing.
+        let mut ours: Vec<u64> = self.live.keys().copied().filter(|id| self.side.opens(*id)).collect();
+        ours.sort_unstable();
+        self.live.values_mut().for_each(|stream| wake(&mut stream.slot));
+        Ok(ours)
+    }
+
+    /// A stream of ours goes on, on another path: how that begins, and with its slot.
+    pub fn carry(&mut self, id: u64) -> Option<(Head, &mut S)> {
+        let stream = self.live.get_mut(&id)?;
+        let offset = stream.sending.base();
+        stream.carried = offset;
+        Some((Head::CarriedOn { stream: id, offset, received: stream.received }, &mut stream.slot))
+    }
+
+    /// A live stream of the peer's goes on, on another path: how many bytes at its beginning are here already, and its slot.
+    ///
+    /// # Errors
+    /// [`Violation`]: it cannot go on there. `Closed` is an id that is over.
+    pub fn carried(&mut self, id: u64, offset: u64, received: u64) -> Result<(u64, &mut S), Violation> {
+        let budget = &self.budget;
+        let stream = self.live.get_mut(&id).ok_or(IdError::Closed)?;
+        if received > stream.sending.end() {
+            return Err(Violation::NeverSent);
+        }
+        if received < stream.sending.base() && !matches!(stream.state, Sends::Reset(_) | Sends::Stopped(_)) {
+            return Err(Violation::TakesBack);
+        }
+        let skip = stream.received.checked_sub(offset).ok_or(Violation::LeavesOut)?;
+        stream.acked = stream.acked.max(received);
+        stream.carried = received;
+        stream.sending.forget(received, budget);
+        Ok((skip, &mut stream.slot))
+    }
+
+    /// What the path that carries a stream on sends at this offset. Asked for the next one, it has sent what comes before.
+    pub fn next(&mut self, id: u64, at: u64) -> Next {
+        let Some(stream) = self.live.get_mut(&id) else { return Next::Over };
+        stream.carried = at;
+        let next = match (stream.state, stream.sending.piece(at)) {
+            (Sends::Reset(code), _) => Next::Reset(code),
+            (Sends::Stopped(_), _) => Next::Finish,
+            (_, Some(bytes)) => Next::Bytes(bytes),
+            (Sends::Finished, None) => Next::Finish,
+            (Sends::Open, None) => Next::Nothing,
+        };
+        if !matches!(next, Next::Bytes(_)) {
+            stream.carried = FREE;
+        }
+        stream.sending.forget(stream.acked.min(stream.carried), &self.budget);
+        next
+    }
+
+    /// The session is over: everything is given back.
+    pub fn end(&mut self, wake: &mut impl FnMut(&mut S)) {
+        for (_, mut stream) in self.live.drain() {
+            stream.sending.clear(&self.budget);
+            wake(&mut stream.slot);
+        }
+        self.over.clear();
+        self.news.clear();
+    }
+
+    fn remove(&mut self, id: u64, wake: &mut impl FnMut(&mut S)) -> bool {
+        let Some(mut stream) = self.live.remove(&id) else { return false };
+        stream.sending.clear(&self.budget);
+        if self.side.peer().opens(id) {
+            self.accepter.finished(id);
+        }
+        wake(&mut stream.slot);
+        true
+    }
+
+    fn is_news(&mut self, id: u64) -> Due {
+        if !self.keeps {
+            return Due::Nothing;
+        }
+        if let Some(stream) = self.live.get_mut(&id)
+            && !std::mem::replace(&mut stream.news, true)
+        {
+            self.news.push(id);
+        }
+        self.ask(self.untold >= limits::PROGRESS_BYTES)
+    }
+
+    fn ask(&mut self, now: bool) -> Due {
+        let due = match (self.asked, now) {
+            (Due::Nothing, false) => Due::Soon,
+            (Due::Nothing | Due::Soon, true) => Due::Now,
+            _ => return Due::Nothing,
+        };
+        self.asked = due;
+        due
+    }
+}
+
+impl<S: Default> Stream<S> {
+    fn new() -> Self {
+        Self {
+            sending: Sending::default(),
+            state: Sends::Open,
+            acked: 0,
+            carried: FREE,
+            received: 0,
+            ended: false,
+            stop: None,
+            reset: None,
+            news: false,
+            halves: 2,
+            slot: S::default(),
+        }
+    }
+}
+
+impl<S> Stream<S> {
+    fn standing(&self, id: u64) -> LiveStream {
+        let reset = if let Sends::Reset(code) = self.state { Some(code) } else { None };
+        LiveStream { stream: id, received: self.received, ended: self.ended, reset, stop: self.stop }
+    }
+
+    /// What the peer says of this stream: also old news, or said before.
+    fn heard(&mut self, standing: &LiveStream, budget: &Budget) -> Result<(), Violation> {
+        if standing.received > self.sending.end() {
+            return Err(Violation::NeverSent);
+        }
+        self.acked = self.acked.max(standing.received);
+        self.sending.forget(self.acked.min(self.carried), budget);
+        if let Some(code) = standing.stop {
+            self.stopped(code.into(), budget);
+        }
+        if let Some(code) = standing.reset
+            && !self.ended
+        {
+            self.reset = Some(code.into());
+        }
+        Ok(())
+    }
+
+    fn stopped(&mut self, code: u64, budget: &Budget) {
+        if self.state == Sends::Open || self.state == Sends::Finished {
+            self.state = Sends::Stopped(code);
+            self.sending.clear(budget);
+        }
+    }
+}
+
+/// Ids are spread well enough by an odd factor; who could choose them is bound to their order.
+#[derive(Debug, Default)]
+struct IdHasher(u64);
+
+impl Hasher for IdHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, _bytes: &[u8]) {
+        unreachable!("the keys are integers");
+    }
+
+    fn write_u64(&mut self, id: u64) {
+        self.0 = id.wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(26);
+    }
+}
