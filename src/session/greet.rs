@@ -13,6 +13,7 @@ use crate::policy::Action;
 use crate::proto::close::CloseCode;
 use crate::proto::control::{Attach, Control, Hello, LiveStream, Role, SessionId, VERSION};
 use crate::proto::limits;
+use crate::state::ids::{Allocator, Side};
 use crate::state::roster::{LinkNumber, Parked, Verdict};
 
 /// Why no session came of a link.
@@ -107,7 +108,7 @@ impl Hub {
         link.permit();
         let resumed = known.filter(|core| core.id() == session && core.boot() == hello.boot);
         let theirs = expect_attach(&mut recv, session, attach).await?;
-        send_attach(&mut send, Vec::new(), session, attach, resumed.as_ref()).await?;
+        send_attach(&mut send, Vec::new(), session, attach, (Side::Initiator, resumed.as_ref())).await?;
         Ok(Greeted { agreement: Agreement { link: link.clone(), hello, session, attach, resumed, theirs }, send, recv })
     }
 
@@ -162,7 +163,7 @@ impl Hub {
         let session = resumed.as_ref().map_or_else(SessionId::random, |core| core.id());
         link.permit();
         let own = Control::Hello(self.hello(link, Some(session), attach));
-        send_attach(&mut send, vec![own], session, attach, resumed.as_ref()).await?;
+        send_attach(&mut send, vec![own], session, attach, (Side::Acceptor, resumed.as_ref())).await?;
         let theirs = expect_attach(&mut recv, session, attach).await?;
         Ok(Greeted { agreement: Agreement { link: link.clone(), hello, session, attach, resumed, theirs }, send, recv })
     }
@@ -302,15 +303,16 @@ fn check_version(hello: &Hello) -> Result<(), GreetError> {
     if (low..=high).contains(&VERSION) { Ok(()) } else { Err(GreetError::Version(low, high)) }
 }
 
-/// Attaches, and says where our streams stand if the session is one from before.
+/// Attaches, and says where our streams stand if the session is one from before. The side is that of a new one.
 async fn send_attach(
     send: &mut ControlSend,
     mut before: Vec<Control>,
     session: SessionId,
     attach: u64,
-    resumed: Option<&Arc<Core>>,
+    (side, resumed): (Side, Option<&Arc<Core>>),
 ) -> Result<(), ControlError> {
-    let (next_id, live) = resumed.map(|core| core.table().streams.standing()).unwrap_or_default();
+    let fresh = || (Allocator::new(side).next_id(), Vec::new());
+    let (next_id, live) = resumed.map_or_else(fresh, |core| core.table().streams.standing());
     let mut parts = live.chunks(limits::PROGRESS_ENTRIES).map(<[LiveStream]>::to_vec).peekable();
     loop {
         let live = parts.next().unwrap_or_default();

@@ -242,7 +242,7 @@ impl RawStreams {
     /// The head of the stream with this id.
     pub fn head(&self, stream: u64) -> Vec<u8> {
         let mut buf = Vec::new();
-        Head { stream, attach: self.attach, offset: 0 }.put(&mut buf);
+        Head::Fresh { stream }.put(&mut buf);
         buf
     }
 
@@ -294,6 +294,7 @@ pub fn hello() -> Hello {
         attach: 1,
         name: "raw".into(),
         profile: Profile::Active,
+        resume_window_ms: 120_000,
         addresses: Vec::new(),
         observed: "127.0.0.1:1".parse().unwrap(),
         extensions: Vec::new(),
@@ -309,7 +310,7 @@ pub fn hello_bytes(hello: &Hello) -> Vec<u8> {
 
 /// An honest attach.
 pub fn attach(session: SessionId, attach: u64) -> Attach {
-    Attach { session, attach, next_id: 0, live: Vec::new() }
+    Attach { session, attach, next_id: 0, live: Vec::new(), more: false }
 }
 
 /// The code the node closes the connection with.
