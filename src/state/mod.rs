@@ -10,4 +10,5 @@ pub mod backoff;
 pub mod ids;
 pub mod liveness;
 pub mod prefix;
+pub mod replay;
 pub mod roster;
