@@ -122,7 +122,8 @@ fn make(shared: &Arc<Shared>, cx: &Context, digest: Digest, work: Work) -> Made 
                 table.running.insert(run, Running { handling: weak, cx: own });
                 return Made::Handling(handling);
             }
-            Begin::Running(run) => match table.running.get(&run).and_then(|running| Some((running.handling.upgrade()?, running))) {
+            Begin::Running(run) => match table.running.get(&run).and_then(|running| Some((running.handling.upgrade()?, running)))
+            {
                 Some((handling, running)) => {
                     running.cx.extend(cx.deadline());
                     return Made::Handling(handling);
