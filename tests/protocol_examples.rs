@@ -159,6 +159,9 @@ fn the_bounds_on_the_page_are_those_in_force() {
         ("depth of a bincode body", limits::BODY_DEPTH),
         ("streams of a permitted peer", limits::STREAMS as usize),
         ("streams of a stranger", limits::STRANGER_STREAMS as usize),
+        ("answer remembered with a key", limits::REPLAY_ANSWER_BYTES),
+        ("remembered calls of one caller", limits::REPLAY_CALLER_BYTES),
+        ("remembered calls of all callers", limits::REPLAY_BYTES),
         ("calls in flight, each way", limits::CALLS_IN_FLIGHT),
         ("visitors of one identity", limits::VISITORS),
     ];

@@ -82,6 +82,12 @@ pub struct Counts {
     pub slow_polls: u64,
     /// Handlers that panicked.
     pub panics: u64,
+    /// Calls with an idempotency key that were made again, and not executed again.
+    pub repeated_calls: u64,
+    /// Calls with an idempotency key that were refused: the key was used for another request, or there was no room.
+    pub refused_keys: u64,
+    /// Calls with an idempotency key that were forgotten before their time, or whose answers were too large to keep.
+    pub forgotten_calls: u64,
     /// Newcomers turned away before their handshake.
     pub refused_handshakes: u64,
     /// Sessions refused by policy or a limit.
@@ -351,6 +357,9 @@ impl Node {
             calls: served.calls,
             slow_polls: served.slow_polls,
             panics: served.panics,
+            repeated_calls: served.replay.joined + served.replay.repeated,
+            refused_keys: served.replay.conflicts + served.replay.refused,
+            forgotten_calls: served.replay.evicted + served.replay.not_kept,
             refused_handshakes: self.0.hub.endpoint().refused(),
             refused_sessions: self.0.hub.refused(),
             dials: self.0.hub.endpoint().dials(),

@@ -58,7 +58,7 @@ pub struct Header<'a> {
     pub content: ContentType,
     /// Microseconds left when this was sent; none for a call that may take for ever.
     pub deadline_us: Option<u64>,
-    /// Calls with the same key are one call.
+    /// Unary calls with the same caller, method and key are one call.
     pub idempotency_key: Option<&'a [u8]>,
     /// The W3C Trace Context `traceparent`, as is.
     pub traceparent: Option<&'a str>,

@@ -88,6 +88,14 @@ pub const HANDSHAKES_PER_SECOND: u32 = 20;
 pub const HANDSHAKE_BURST: u32 = 40;
 /// Sessions from one address (IPv6: /64) of peers no rule names.
 pub const SESSIONS_PER_ADDRESS: usize = 64;
+/// Bytes in which a node remembers calls with an idempotency key.
+pub const REPLAY_BYTES: usize = 64 * MIB;
+/// The same, for one caller.
+pub const REPLAY_CALLER_BYTES: usize = 16 * MIB;
+/// Largest answer that is remembered, in bytes. Of a larger one only that it was given.
+pub const REPLAY_ANSWER_BYTES: usize = 64 * KIB;
+/// What a remembered call counts for besides its key and answer, in bytes: about what it takes in our tables.
+pub const REPLAY_ENTRY_BYTES: usize = 512;
 /// Visitors of one identity at once.
 pub const VISITORS: usize = 8;
 
@@ -115,6 +123,9 @@ pub const REFUSED_BACKOFF_MAX: Duration = Duration::from_secs(300);
 pub const CALL_DEADLINE: Duration = Duration::from_secs(30);
 /// Longest deadline of a unary call.
 pub const CALL_DEADLINE_MAX: Duration = Duration::from_secs(3_600);
+/// A call with an idempotency key is remembered for this long after it ended, or until its deadline if that is later: its caller
+/// makes it again by itself until then. Five times the time in which a session can be resumed.
+pub const REPLAY_WINDOW: Duration = Duration::from_secs(600);
 /// A node going down waits this long for its calls in flight.
 pub const DRAIN: Duration = Duration::from_secs(10);
 /// A path with something outstanding is dead when nothing answered for this long.

@@ -12,7 +12,7 @@ use serde::de::DeserializeOwned;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, timeout_at};
 
-use super::error::CallError;
+use super::error::{CallError, Outcome};
 use super::item::{Charge, Item, ItemError, Items, put_message, put_message_head, write_message};
 use crate::proto::body::{self, ContentType};
 use crate::proto::call::{Header, Shape};
@@ -20,7 +20,9 @@ use crate::proto::codec::Message;
 use crate::proto::frame::{self, Frames};
 use crate::proto::limits;
 use crate::proto::stream::Purpose;
-use crate::session::{Attached, Calling, Peer, SMALL_BODY_BYTES, Session, Share, StreamError, StreamRecv, StreamSend, WaitError};
+use crate::session::{
+    Attached, Calling, Core, Peer, SMALL_BODY_BYTES, Session, Share, StreamError, StreamRecv, StreamSend, WaitError,
+};
 
 /// A call that is about to be made. Methods that end it ([`Call::unary`] and the like) make it.
 #[derive(Clone, Debug)]
@@ -69,8 +71,35 @@ impl<'a> Call<'a> {
         self
     }
 
-    /// A key of 1 to 64 bytes that a call made again has in common with the first: handed to the handler, which can tell by it.
-    /// The library itself neither repeats calls nor drops repeated ones.
+    /// Marks the call as one that may be sent more than once and is to be executed once, with a random key: if the session ends
+    /// before it is answered, it is sent again over the next one, with the same key and within its deadline. See
+    /// [`Call::idempotency_key`] for what the callee does, and does not. A clone has the same key, so it is the same call.
+    ///
+    /// ```no_run
+    /// # async fn example(session: voltmesh::Session) -> Result<(), voltmesh::CallError> {
+    /// let receipt: String = session.request("bank/pay").idempotent().unary(&("alice", 100)).await?;
+    /// # Ok(()) }
+    /// ```
+    pub fn idempotent(self) -> Self {
+        if self.idempotency_key.is_some() {
+            return self;
+        }
+        self.idempotency_key(rand::random::<[u8; 16]>())
+    }
+
+    /// A key of 1 to 64 bytes that a call made again has in common with the first, by this process or another one of the same
+    /// identity. Marks the call as [`Call::idempotent`] does.
+    ///
+    /// The callee executes a unary call with a key once: made again while it runs it waits for that, and afterwards it gets the
+    /// same answer or status; `ALREADY_EXISTS` if the answer was too large to keep (64 KiB), `FAILED_PRECONDITION` if the key
+    /// was used for another request. It remembers so for ten minutes, or until the deadline if that is later, in memory:
+    /// shorter if the caller has made very many such calls since (32,000 at least are remembered while there is room), and not
+    /// over a restart of the callee. A handler that must not run twice even then has to keep the key itself. One that was
+    /// cancelled before its end, because nobody waited any more, counts as not executed.
+    ///
+    /// Sent again is only what was not answered. A status is an answer, whatever its code: also `UNAVAILABLE`, which is the
+    /// handler's own word. With [`Call::fail_fast`] the next session has to be there already. On calls that stream the key is
+    /// handed to the handler and has no effect otherwise.
     pub fn idempotency_key(mut self, key: impl Into<Vec<u8>>) -> Self {
         self.idempotency_key = Some(key.into());
         self
@@ -114,18 +143,53 @@ impl<'a> Call<'a> {
 
     async fn unary_charged(self, body: Vec<u8>) -> Result<(Bytes, Charge), CallError> {
         check_size(&body)?;
-        let sent = AtomicBool::new(false);
+        let progress = Progress::default();
         let bounds = self.session.limits();
         let deadline = Instant::now() + self.timeout.unwrap_or(bounds.call_deadline).min(bounds.call_deadline_max);
         let whole = async {
-            let (opened, recv) = self.begin(Shape::Unary, Some(body), Some(deadline), &sent).await?;
-            let Opened { send: _send, guard: _guard } = opened;
-            only_answer(&mut Items::new(recv, Frames::new(0), Share::Answers)).await
+            match &self.idempotency_key {
+                Some(_) => Box::pin(self.repeated(body.into(), deadline, &progress)).await,
+                None => self.attempt(body, deadline, &progress).await,
+            }
         };
         match timeout_at(deadline, whole).await {
             Ok(answer) => answer,
-            Err(_) => Err(CallError::DeadlineExceeded { sent: sent.load(Relaxed) }),
+            Err(_) => Err(CallError::DeadlineExceeded { sent: progress.sent.load(Relaxed) }),
         }
+    }
+
+    /// Sends a call until it is answered, on one session after the other.
+    async fn repeated(&self, body: Bytes, deadline: Instant, progress: &Progress) -> Result<(Bytes, Charge), CallError> {
+        let mut before = None;
+        loop {
+            let error = match self.attempt(body.clone(), deadline, progress).await {
+                Err(error) if error.outcome() != Outcome::Answered => error,
+                answered => return answered,
+            };
+            // That this attempt was not sent says nothing of those before.
+            let error = if error.outcome() == Outcome::NotSent { before.take().unwrap_or(error) } else { error };
+            if !progress.session_ended.swap(false, Relaxed) {
+                return Err(error);
+            }
+            before = (error.outcome() == Outcome::Unknown).then_some(error);
+        }
+    }
+
+    /// Sends a unary call once.
+    async fn attempt(
+        &self,
+        body: impl AsRef<[u8]> + Into<Bytes>,
+        deadline: Instant,
+        progress: &Progress,
+    ) -> Result<(Bytes, Charge), CallError> {
+        let (opened, recv) = self.begin(Shape::Unary, Some(body), Some(deadline), progress).await?;
+        let Opened { send: _send, guard: _guard } = opened;
+        let mut items = Items::new(recv, Frames::new(0), Share::Answers);
+        let answer = only_answer(&mut items).await;
+        if answer.is_err() {
+            progress.failed_on(items.core());
+        }
+        answer
     }
 
     /// One message there, any number back.
@@ -197,9 +261,9 @@ impl<'a> Call<'a> {
         body: Option<Vec<u8>>,
         deadline: Option<Instant>,
     ) -> Result<(Opened, StreamRecv), CallError> {
-        let sent = AtomicBool::new(false);
-        let begun = within(deadline, false, self.begin(shape, body, deadline, &sent)).await;
-        begun.unwrap_or_else(|_| Err(CallError::DeadlineExceeded { sent: sent.load(Relaxed) }))
+        let progress = Progress::default();
+        let begun = within(deadline, false, self.begin(shape, body, deadline, &progress)).await;
+        begun.unwrap_or_else(|_| Err(CallError::DeadlineExceeded { sent: progress.sent.load(Relaxed) }))
     }
 
     /// Waits for leave and for the session, opens a stream and writes the header, and the body of a call with one message. As
@@ -207,9 +271,9 @@ impl<'a> Call<'a> {
     async fn begin(
         &self,
         shape: Shape,
-        mut body: Option<Vec<u8>>,
+        mut body: Option<impl AsRef<[u8]> + Into<Bytes>>,
         deadline: Option<Instant>,
-        sent: &AtomicBool,
+        progress: &Progress,
     ) -> Result<(Opened, StreamRecv), CallError> {
         self.check()?;
         let mut guard = InFlight::new(self.session.owner()).await?;
@@ -217,7 +281,7 @@ impl<'a> Call<'a> {
         loop {
             let attached = self.attached(deadline, lost.as_ref()).await?;
             guard.charge = match &body {
-                Some(body) => attached.core().reserve(Share::Calls, body.len()).await,
+                Some(body) => attached.core().reserve(Share::Calls, body.as_ref().len()).await,
                 None => None,
             };
             guard.calling = attached.core().begin_call();
@@ -234,11 +298,14 @@ impl<'a> Call<'a> {
                     continue;
                 }
             };
-            sent.store(true, Relaxed);
+            progress.sent.store(true, Relaxed);
             match self.write(&mut send, shape, body.take(), deadline).await {
                 // A callee that reads no further has answered already.
                 Ok(()) | Err(StreamError::Stopped(_)) => return Ok((Opened { send, guard }, recv)),
-                Err(error) => return Err(CallError::OutcomeUnknown(error.to_string())),
+                Err(error) => {
+                    progress.failed_on(attached.core());
+                    return Err(CallError::OutcomeUnknown(error.to_string()));
+                }
             }
         }
     }
@@ -259,19 +326,20 @@ impl<'a> Call<'a> {
         &self,
         send: &mut StreamSend,
         shape: Shape,
-        body: Option<Vec<u8>>,
+        body: Option<impl AsRef<[u8]> + Into<Bytes>>,
         deadline: Option<Instant>,
     ) -> Result<(), StreamError> {
-        let mut buf = Vec::with_capacity(128 + body.as_ref().map_or(0, |body| body.len().min(SMALL_BODY_BYTES)));
+        let length = body.as_ref().map_or(0, |body| body.as_ref().len());
+        let mut buf = Vec::with_capacity(128 + length.min(SMALL_BODY_BYTES));
         send.begin(&mut buf);
         buf.push(Purpose::Call as u8);
         frame::put_message(&mut buf, &self.header(shape, deadline));
         let Some(body) = body else { return send.write(buf.into()).await };
-        if body.len() <= SMALL_BODY_BYTES {
-            put_message(&mut buf, &body);
+        if length <= SMALL_BODY_BYTES {
+            put_message(&mut buf, body.as_ref());
             return send.write_last(buf.into()).await;
         }
-        put_message_head(&mut buf, body.len());
+        put_message_head(&mut buf, length);
         send.write(buf.into()).await?;
         send.write_last(body.into()).await
     }
@@ -291,6 +359,22 @@ impl<'a> Call<'a> {
 
     fn check(&self) -> Result<(), CallError> {
         self.header(Shape::Unary, None).check().map_err(|why| CallError::Request(why.to_owned()))
+    }
+}
+
+/// What is known of a call while it is made.
+#[derive(Debug, Default)]
+struct Progress {
+    /// Something of it has left this node.
+    sent: AtomicBool,
+    /// The last attempt failed because its session ended: another one may do.
+    session_ended: AtomicBool,
+}
+
+impl Progress {
+    /// An attempt failed that was made here.
+    fn failed_on(&self, core: &Core) {
+        self.session_ended.store(core.has_ended(), Relaxed);
     }
 }
 

@@ -1,7 +1,7 @@
 //! What a handler learns of the call it serves.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -16,18 +16,14 @@ pub struct Context(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    peer: NodeId,
-    method: Arc<str>,
-    content: ContentType,
-    deadline: Option<Instant>,
-    idempotency_key: Option<Bytes>,
-    traceparent: Option<String>,
-    metadata: Vec<(String, Bytes)>,
+    call: Parts,
     cancelled: AtomicBool,
+    /// Microseconds beyond the call's deadline for which others wait that made the same call.
+    longer_us: AtomicU64,
 }
 
 /// What a context is made of.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Parts {
     pub peer: NodeId,
     pub method: Arc<str>,
@@ -39,45 +35,50 @@ pub(super) struct Parts {
 }
 
 impl Context {
-    pub(super) fn new(parts: Parts) -> Self {
-        let Parts { peer, method, content, deadline, idempotency_key, traceparent, metadata } = parts;
-        let cancelled = AtomicBool::new(false);
-        Self(Arc::new(Inner { peer, method, content, deadline, idempotency_key, traceparent, metadata, cancelled }))
+    pub(super) fn new(call: Parts) -> Self {
+        Self(Arc::new(Inner { call, cancelled: AtomicBool::new(false), longer_us: AtomicU64::new(0) }))
+    }
+
+    /// The same call, with a deadline and an end of its own.
+    pub(super) fn fork(&self) -> Self {
+        Self::new(self.0.call.clone())
     }
 
     /// Who calls: the key the caller has proved to hold.
     pub fn peer(&self) -> NodeId {
-        self.0.peer
+        self.0.call.peer
     }
 
     /// `service/method`.
     pub fn method(&self) -> &str {
-        &self.0.method
+        &self.0.call.method
     }
 
     /// How the caller writes its messages; answers are written the same way.
     pub fn content_type(&self) -> ContentType {
-        self.0.content
+        self.0.call.content
     }
 
     /// How long the caller still waits; `None` if for ever. When it has passed the handler's future is dropped.
     pub fn time_left(&self) -> Option<Duration> {
-        self.0.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()))
+        self.deadline().map(|deadline| deadline.saturating_duration_since(Instant::now()))
     }
 
-    /// The caller's key, if it gave one: a call with a key seen before is that call, made again.
+    /// The caller's key, if it gave one: a call with a key seen before is that call, made again. The node knows this of unary calls
+    /// and does not execute them twice, for as long as it remembers: ten minutes, and not over a restart. A handler for which
+    /// that is not enough keeps the key with what it did.
     pub fn idempotency_key(&self) -> Option<&[u8]> {
-        self.0.idempotency_key.as_deref()
+        self.0.call.idempotency_key.as_deref()
     }
 
     /// The W3C Trace Context `traceparent` of the caller.
     pub fn traceparent(&self) -> Option<&str> {
-        self.0.traceparent.as_deref()
+        self.0.call.traceparent.as_deref()
     }
 
     /// All metadata, in the caller's order. Names may occur again.
     pub fn metadata(&self) -> impl Iterator<Item = (&str, &[u8])> {
-        self.0.metadata.iter().map(|(name, value)| (name.as_str(), &value[..]))
+        self.0.call.metadata.iter().map(|(name, value)| (name.as_str(), &value[..]))
     }
 
     /// The first metadata value of this name.
@@ -95,7 +96,24 @@ impl Context {
         self.0.cancelled.store(true, Ordering::Relaxed);
     }
 
+    /// Whether the handler was not let come to its end.
+    pub(super) fn was_cancelled(&self) -> bool {
+        self.0.cancelled.load(Ordering::Relaxed)
+    }
+
     pub(super) fn deadline(&self) -> Option<Instant> {
-        self.0.deadline
+        let longer = Duration::from_micros(self.0.longer_us.load(Ordering::Relaxed));
+        self.0.call.deadline.map(|deadline| deadline + longer)
+    }
+
+    /// Somebody waits for the same call until then.
+    pub(super) fn extend(&self, until: Option<Instant>) {
+        let longer = until.zip(self.0.call.deadline).map(|(until, deadline)| until.saturating_duration_since(deadline));
+        let longer_us = longer.map_or(0, |longer| u64::try_from(longer.as_micros()).unwrap_or(u64::MAX));
+        self.0.longer_us.fetch_max(longer_us, Ordering::Relaxed);
+    }
+
+    pub(super) fn path(&self) -> &Arc<str> {
+        &self.0.call.method
     }
 }

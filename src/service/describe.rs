@@ -79,5 +79,5 @@ pub(super) async fn serve(registry: Registry, call: Incoming) {
             true => Ok(body),
             false => Err(Status::new(Code::ResourceExhausted, "the description is too long for one answer")),
         });
-    super::serve::answer(&mut send, answer).await;
+    send.answer(answer).await;
 }

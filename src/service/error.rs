@@ -30,7 +30,8 @@ pub enum CallError {
     /// There is no session to call over, and the call was not to wait (longer) for one. Nothing was sent.
     #[error("not sent: {0}")]
     NotSent(String),
-    /// The path was lost, or the callee broke off, after the call was sent and before it was answered.
+    /// The path was lost, or the callee broke off, after the call was sent and before it was answered. Whether to make it again is
+    /// the caller's decision, unless the call was marked with [`Call::idempotent`](super::Call::idempotent).
     #[error("outcome unknown: {0}")]
     OutcomeUnknown(String),
     /// The request cannot be written as a body of this content type, or is too large. Nothing was sent.

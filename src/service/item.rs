@@ -72,7 +72,8 @@ pub fn put_status(buf: &mut Vec<u8>, status: &Status) {
     buf.extend_from_slice(&encoded);
 }
 
-fn bounded(status: &Status) -> Status {
+/// What is sent of a status.
+pub fn bounded(status: &Status) -> Status {
     const MESSAGE: usize = 4 * 1024;
     const DETAILS: usize = 8 * 1024;
     let mut status = status.clone();
@@ -87,10 +88,18 @@ fn bounded(status: &Status) -> Status {
     status
 }
 
+/// Where items come from.
+#[derive(Debug)]
+enum Source {
+    Stream(StreamRecv),
+    /// One message that was read before.
+    Read(Arc<Core>, Option<(Bytes, Charge)>),
+}
+
 /// Reads the items of a call.
 #[derive(Debug)]
 pub struct Items {
-    recv: StreamRecv,
+    source: Source,
     frames: Frames,
     share: Share,
     charge: Charge,
@@ -101,17 +110,30 @@ impl Items {
     /// Reads what follows on this stream, from `frames` on. Room for bodies is taken from this share.
     pub fn new(recv: StreamRecv, mut frames: Frames, share: Share) -> Self {
         frames.set_limit(ITEM_BYTES);
-        Self { recv, frames, share, charge: None, ended: false }
+        Self { source: Source::Stream(recv), frames, share, charge: None, ended: false }
+    }
+
+    /// One message that was read from this session before, and the end.
+    pub fn read_before(core: Arc<Core>, body: Bytes, charge: Charge) -> Self {
+        let source = Source::Read(core, Some((body, charge)));
+        Self { source, frames: Frames::new(0), share: Share::Requests, charge: None, ended: false }
     }
 
     /// The session read from.
     pub fn core(&self) -> &Arc<Core> {
-        self.recv.core()
+        match &self.source {
+            Source::Stream(recv) => recv.core(),
+            Source::Read(core, _) => core,
+        }
     }
 
     /// The next item. Room for a body that is not small is set aside before it is read. Cancel-safe.
     pub async fn next(&mut self) -> Result<Item, ItemError> {
         loop {
+            let recv = match &mut self.source {
+                Source::Stream(recv) => recv,
+                Source::Read(_, only) => return Ok(only.take().map_or(Item::End, |(body, charge)| Item::Message(body, charge))),
+            };
             if let Some(frame) = self.frames.next_frame()? {
                 return self.item(frame);
             }
@@ -122,9 +144,9 @@ impl Items {
                 && length > SMALL_BODY_BYTES
                 && self.charge.is_none()
             {
-                self.charge = self.recv.core().reserve(self.share, length).await;
+                self.charge = recv.core().reserve(self.share, length).await;
             }
-            match self.recv.read().await? {
+            match recv.read().await? {
                 Some(bytes) => self.frames.push(bytes),
                 None => {
                     self.frames.end()?;

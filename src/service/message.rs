@@ -7,11 +7,11 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::oneshot;
 
-use super::item::{Charge, Item, Items, write_message};
+use super::item::{Charge, Item, Items};
+use super::reply::Reply;
 use crate::proto::body::{self, ContentType};
 use crate::proto::limits;
 use crate::proto::status::{Code, Status};
-use crate::session::{Share, StreamSend};
 
 /// The messages a caller sends, in a handler.
 #[derive(Debug)]
@@ -81,15 +81,15 @@ impl Receiver<Bytes> {
 /// The messages of an answer, in a handler. The call ends when the handler has returned and its sender is dropped.
 #[derive(Debug)]
 pub struct Sender<T> {
-    send: Option<StreamSend>,
-    back: Option<oneshot::Sender<StreamSend>>,
+    send: Option<Reply>,
+    back: Option<oneshot::Sender<Reply>>,
     content: ContentType,
     message: PhantomData<fn(T)>,
 }
 
 impl<T: Serialize> Sender<T> {
-    /// A sender, and the stream it gives back when it is dropped.
-    pub(super) fn new(send: StreamSend, content: ContentType) -> (Self, oneshot::Receiver<StreamSend>) {
+    /// A sender, and the reply it gives back when it is dropped.
+    pub(super) fn new(send: Reply, content: ContentType) -> (Self, oneshot::Receiver<Reply>) {
         let (back, given_back) = oneshot::channel();
         (Self { send: Some(send), back: Some(back), content, message: PhantomData }, given_back)
     }
@@ -105,12 +105,9 @@ impl<T: Serialize> Sender<T> {
     }
 
     async fn write(&mut self, body: Vec<u8>) -> Result<(), Status> {
-        let gone = |_| Status::new(Code::Cancelled, "the caller is gone");
         // Taken out meanwhile: a message cut off half-way must not be followed by a status that says all is well.
         let mut send = self.send.take().ok_or_else(|| Status::new(Code::Aborted, "an earlier message was cut off"))?;
-        let charge = send.core().clone().reserve(Share::Replies, body.len()).await;
-        write_message(&mut send, Vec::new(), body).await.map_err(gone)?;
-        drop(charge);
+        send.message(body).await?;
         self.send = Some(send);
         Ok(())
     }

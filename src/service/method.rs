@@ -12,11 +12,12 @@ use tokio::sync::oneshot;
 use super::context::Context;
 use super::item::{Charge, Items};
 use super::message::{Receiver, Sender, encode_answer};
+use super::reply::Reply;
 use super::run::{Place, run};
 use super::serve::Shared;
 use crate::proto::call::Shape;
 use crate::proto::status::{Code, Status};
-use crate::session::{Serving, Share, StreamSend};
+use crate::session::Serving;
 
 /// A named set of functions that peers may call.
 ///
@@ -80,7 +81,7 @@ impl std::fmt::Debug for Method {
 pub(super) struct Incoming {
     pub cx: Context,
     pub items: Items,
-    pub send: StreamSend,
+    pub send: Reply,
     pub place: Place,
     pub shared: Arc<Shared>,
 }
@@ -299,11 +300,7 @@ where
     // Writing the answer is the handler's work too: it may take long, and it may panic.
     let handled = async move { handling.await.and_then(|answer| encode_answer(content, &answer)) };
     let Some(answer) = run(&shared, &cx, place, &core, || send.unwanted(), handled).await else { return };
-    let _charge = match &answer {
-        Ok(body) => core.reserve(Share::Replies, body.len()).await,
-        Err(_) => None,
-    };
-    super::serve::answer(&mut send, answer).await;
+    send.answer(answer).await;
 }
 
 async fn many_answers<Req, Res, Fut>(call: Incoming, handler: impl FnOnce(Context, Request<Req>, Sender<Res>) -> Fut)
@@ -316,9 +313,9 @@ where
     let content = cx.content_type();
     let (stopped, core) = (send.unwanted(), items.core().clone());
     let request = Request { receiver: Receiver::new(items, content) };
-    let (sender, given_back): (_, oneshot::Receiver<StreamSend>) = Sender::new(send, content);
+    let (sender, given_back): (_, oneshot::Receiver<Reply>) = Sender::new(send, content);
     let Some(ended) = run(&shared, &cx, place, &core, || stopped, handler(cx.clone(), request, sender)).await else { return };
     if let Ok(mut send) = given_back.await {
-        super::serve::status(&mut send, &ended.err().unwrap_or_else(Status::ok)).await;
+        send.end(&ended.err().unwrap_or_else(Status::ok)).await;
     }
 }

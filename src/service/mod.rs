@@ -4,12 +4,14 @@
 mod call;
 mod caller;
 mod context;
+mod dedupe;
 mod describe;
 mod error;
 mod item;
 mod message;
 mod method;
 mod registry;
+mod reply;
 mod run;
 mod serve;
 

@@ -32,7 +32,8 @@ pub enum Place {
 /// A poll on the network's thread that takes longer is counted, and warned about.
 const SLOW_POLL: Duration = Duration::from_millis(1);
 
-/// Runs a handler's future to its end. `None`: the caller gave up.
+/// Runs a handler's future to its end. `None`: the caller gave up. A handler that did not come to its end by itself leaves its
+/// context cancelled.
 ///
 /// `stopped` gives the future that ends when the caller gave up; it is asked for only if the handler is not done at once.
 pub(super) async fn run<R: Send + 'static, S: Future<Output = StreamError>>(
@@ -51,6 +52,7 @@ pub(super) async fn run<R: Send + 'static, S: Future<Output = StreamError>>(
         Place::Blocking => {
             // Nothing ends a thread, so it holds a permit of its own until it ends by itself, also when its call is over long before.
             let Some(permit) = core.try_handler_permit() else {
+                cx.cancel();
                 return Some(Err(Status::new(Code::ResourceExhausted, "too many handlers of this caller are running")));
             };
             let runtime = shared.offload();
@@ -66,18 +68,25 @@ pub(super) async fn run<R: Send + 'static, S: Future<Output = StreamError>>(
     Some(match ended {
         Ok(Ok(ended)) => ended,
         Ok(Err(_)) => {
+            cx.cancel();
             shared.count_panic(cx.method());
             Err(Status::new(Code::Internal, "the handler panicked"))
         }
-        Err(Overdue) => Err(Status::new(Code::DeadlineExceeded, "the deadline passed")),
+        Err(overdue) => Err(overdue.into()),
     })
 }
 
 /// The deadline passed.
-struct Overdue;
+pub(super) struct Overdue;
+
+impl From<Overdue> for Status {
+    fn from(_: Overdue) -> Self {
+        Status::new(Code::DeadlineExceeded, "the deadline passed")
+    }
+}
 
 /// Runs to the end, unless the deadline passes or, `None`, the caller gives up.
-async fn until<F: Future, S: Future<Output = StreamError>>(
+pub(super) async fn until<F: Future, S: Future<Output = StreamError>>(
     cx: &Context,
     stopped: impl FnOnce() -> S,
     running: F,
@@ -89,9 +98,12 @@ async fn until<F: Future, S: Future<Output = StreamError>>(
     }
     let watched = async {
         let overdue = async {
-            match cx.deadline() {
-                Some(deadline) => sleep_until(deadline).await,
-                None => std::future::pending().await,
+            // It may have moved away meanwhile.
+            while let Some(deadline) = cx.deadline().filter(|deadline| *deadline > tokio::time::Instant::now()) {
+                sleep_until(deadline).await;
+            }
+            if cx.deadline().is_none() {
+                std::future::pending().await
             }
         };
         tokio::select! {

@@ -10,17 +10,20 @@ use tokio::runtime::{Handle, Runtime};
 use tokio::time::Instant;
 
 use super::context::{Context, Parts};
+use super::dedupe::{self, Dedupe};
 use super::describe;
-use super::item::{Charge, Items, put_message, put_message_head, put_status};
+use super::item::{Charge, Items};
 use super::method::Incoming;
 use super::registry::{Lookup, Registry};
+use super::reply::{self, Reply};
 use super::run::Place;
 use crate::proto::call::{Header, Shape};
 use crate::proto::codec;
 use crate::proto::frame::Frames;
 use crate::proto::limits;
 use crate::proto::status::{Code, Status};
-use crate::session::{Acceptor, SMALL_BODY_BYTES, Serving, Share, StreamRecv, StreamSend};
+use crate::session::{Acceptor, Serving, Share, StreamRecv, StreamSend};
+use crate::state::replay;
 
 /// Serves the calls of all peers.
 pub(crate) struct Server {
@@ -34,6 +37,7 @@ pub(crate) struct Shared {
     runtime: Option<Handle>,
     own: OnceLock<Offload>,
     deadline_max: Duration,
+    pub(super) dedupe: Dedupe,
     calls: AtomicU64,
     slow_polls: AtomicU64,
     panics: AtomicU64,
@@ -59,6 +63,8 @@ pub struct ServerCounts {
     pub slow_polls: u64,
     /// Handlers that panicked.
     pub panics: u64,
+    /// Calls with an idempotency key, and what came of those made again.
+    pub replay: replay::Counts,
 }
 
 impl Server {
@@ -66,16 +72,17 @@ impl Server {
     /// are made when they are first needed.
     pub fn new(registry: Registry, runtime: Option<Handle>, deadline_max: Duration) -> Self {
         let counter = AtomicU64::default;
-        let shared =
-            Shared { runtime, own: OnceLock::new(), deadline_max, calls: counter(), slow_polls: counter(), panics: counter() };
+        let (calls, slow_polls, panics) = (counter(), counter(), counter());
+        let (own, dedupe) = (OnceLock::new(), Dedupe::default());
+        let shared = Shared { runtime, own, deadline_max, dedupe, calls, slow_polls, panics };
         Self { registry, shared: Arc::new(shared) }
     }
 
     /// What was counted so far.
     pub fn counts(&self) -> ServerCounts {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let Shared { calls, slow_polls, panics, .. } = &*self.shared;
-        ServerCounts { calls: read(calls), slow_polls: read(slow_polls), panics: read(panics) }
+        let Shared { dedupe, calls, slow_polls, panics, .. } = &*self.shared;
+        ServerCounts { calls: read(calls), slow_polls: read(slow_polls), panics: read(panics), replay: dedupe.counts() }
     }
 }
 
@@ -128,7 +135,7 @@ impl Acceptor for Server {
                     match header(&mut recv, &mut frames, &mut charge).await {
                         Ok(Some(header)) => dispatch(&registry, &shared, &header, send, recv, frames).await,
                         Ok(None) => {}
-                        Err(refused) => status(&mut send, &refused).await,
+                        Err(refused) => reply::status(&mut send, &refused).await,
                     }
                 })
             }
@@ -151,15 +158,25 @@ fn dispatch(
         Err(refused) => return refuse(send, refused),
     };
     let items = Items::new(recv, frames, Share::Requests);
-    let call = |place| Incoming { cx: Context::new(parts), items, send, place, shared: shared.clone() };
+    let once = parts.idempotency_key.is_some();
+    let (cx, shared) = (Context::new(parts), shared.clone());
     match found {
-        Found::Method(lookup) => lookup.handler.serve(call(lookup.place)),
-        Found::Describe => Box::pin(describe::serve(registry.clone(), call(Place::default()))),
+        Found::Method(lookup) if once && lookup.shape == Shape::Unary => {
+            Box::pin(dedupe::serve(lookup.handler, lookup.place, cx, items, send, shared))
+        }
+        Found::Method(lookup) => {
+            let send = Reply::to(send);
+            lookup.handler.serve(Incoming { cx, items, send, place: lookup.place, shared })
+        }
+        Found::Describe => {
+            let (send, place) = (Reply::to(send), Place::default());
+            Box::pin(describe::serve(registry.clone(), Incoming { cx, items, send, place, shared }))
+        }
     }
 }
 
 fn refuse(mut send: StreamSend, refused: Status) -> Serving {
-    Box::pin(async move { status(&mut send, &refused).await })
+    Box::pin(async move { reply::status(&mut send, &refused).await })
 }
 
 /// What is called.
@@ -232,32 +249,4 @@ fn parts(read: &Header<'_>, method: Arc<str>, header: &Bytes, recv: &StreamRecv,
         traceparent: read.traceparent.map(str::to_owned),
         metadata: read.metadata.iter().map(|(name, value)| ((*name).to_owned(), header.slice_ref(value))).collect(),
     }
-}
-
-/// Ends a call with its one answer, in one write if it is small. A caller that is gone hears nothing, and needs nothing.
-pub(super) async fn answer(send: &mut StreamSend, answer: Result<Vec<u8>, Status>) {
-    let mut buf = Vec::with_capacity(64 + answer.as_ref().map_or(0, |body| body.len().min(SMALL_BODY_BYTES)));
-    match answer {
-        Ok(body) if body.len() <= SMALL_BODY_BYTES => {
-            put_message(&mut buf, &body);
-            put_status(&mut buf, &Status::ok());
-        }
-        Ok(body) => {
-            put_message_head(&mut buf, body.len());
-            if send.write(buf.into()).await.is_err() || send.write(body.into()).await.is_err() {
-                return;
-            }
-            buf = Vec::with_capacity(8);
-            put_status(&mut buf, &Status::ok());
-        }
-        Err(status) => put_status(&mut buf, &status),
-    }
-    let _ = send.write_last(buf.into()).await;
-}
-
-/// Ends a call with a status.
-pub(super) async fn status(send: &mut StreamSend, status: &Status) {
-    let mut buf = Vec::with_capacity(64);
-    put_status(&mut buf, status);
-    let _ = send.write_last(buf.into()).await;
 }

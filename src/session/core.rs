@@ -174,6 +174,11 @@ impl Core {
         !self.window.is_zero() && self.table().ended.is_none()
     }
 
+    /// Whether it is over.
+    pub fn has_ended(&self) -> bool {
+        self.table().ended.is_some()
+    }
+
     /// Streams that are live now, of both ends; those whose answer the peer may still want among them.
     pub fn streams(&self) -> usize {
         self.table().streams.len()

@@ -11,5 +11,6 @@ pub mod budget;
 pub mod ids;
 pub mod liveness;
 pub mod prefix;
+pub mod replay;
 pub mod roster;
 pub mod streams;

@@ -47,7 +47,7 @@ pub struct CallArgs {
     /// Metadata for the handler; may be given several times
     #[arg(long, value_name = "NAME=VALUE", value_parser = name_and_value)]
     meta: Vec<(String, String)>,
-    /// A key by which the handler can tell a call made again
+    /// A key that makes it one call however often it is made: executed once, sent again if the session ends
     #[arg(long, value_name = "KEY")]
     idempotency_key: Option<String>,
 }
