@@ -102,14 +102,16 @@ async fn work(
     server: &mut ServerProcess,
     resume: bool,
 ) -> Result<Figures, Failure> {
-    let session = async || Ok::<_, Failure>(node(resume).await?.connect(at).await?);
+    let node = async || node(resume).await;
     Ok(match *workload {
-        Workload::Calls { body, in_flight } => calls(session().await?, body, in_flight, time).await?,
-        Workload::Bulk { bytes } => vec![(Metric::MbPerS, transfer(session().await?, bytes).await?)],
+        Workload::Calls { body, in_flight } => calls(node().await?.connect(at).await?, body, in_flight, time).await?,
+        Workload::Bulk { bytes } => vec![(Metric::MbPerS, transfer(node().await?.connect(at).await?, bytes).await?)],
         Workload::CallCost { body, in_flight } => {
-            vec![(Metric::CpuUsPerCall, call_cost(session().await?, body, in_flight, time, server).await?)]
+            vec![(Metric::CpuUsPerCall, call_cost(node().await?.connect(at).await?, body, in_flight, time, server).await?)]
         }
-        Workload::BulkCost { bytes } => vec![(Metric::CpuUsPerMb, bulk_cost(session().await?, bytes, server).await?)],
+        Workload::BulkCost { bytes } => {
+            vec![(Metric::CpuUsPerMb, bulk_cost(node().await?.connect(at).await?, bytes, server).await?)]
+        }
         Workload::Dials { concurrency } => vec![(Metric::SessionsPerS, dials(at, concurrency, time).await?)],
         Workload::Idle { sessions } => vec![(Metric::KibPerSession, idle(at, sessions, server).await?)],
     })
