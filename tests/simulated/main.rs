@@ -7,6 +7,7 @@ mod alive;
 mod crossing;
 mod partitions;
 mod refusals;
+mod resume;
 mod slow;
 mod support;
 mod swarm;

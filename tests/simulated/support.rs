@@ -12,6 +12,7 @@ use voltmesh::id::{NodeId, SecretKey};
 use voltmesh::net::Transport;
 use voltmesh::net::sim::{LinkProfile, SimNetwork, SimRuntime};
 use voltmesh::node::Builder;
+use voltmesh::proto::control::SessionId;
 use voltmesh::session::{DisconnectReason, SessionState};
 use voltmesh::{Event, Node, Service, Session};
 
@@ -26,9 +27,14 @@ pub fn long() -> bool {
 /// Runs so many rounds (a thousand in the long form), each in a simulation of its own with a seed of its own. `round` gets the
 /// seed and gives what it measured.
 pub fn rounds<T, F: Future<Output = T>>(short: u64, round: impl Fn(u64) -> F) -> Vec<T> {
+    rounds_of(short, 1_000, round)
+}
+
+/// The same, with so many rounds in the short and in the long form.
+pub fn rounds_of<T, F: Future<Output = T>>(short: u64, long_form: u64, round: impl Fn(u64) -> F) -> Vec<T> {
     let (first, count) = match asked() {
         Some(seed) => (seed, 1),
-        None => (rand::random::<u64>() >> 16, if long() { 1_000 } else { short }),
+        None => (rand::random::<u64>() >> 16, if long() { long_form } else { short }),
     };
     (first..first + count).map(|seed| simulate(round(told(seed)))).collect()
 }
@@ -155,9 +161,11 @@ impl Told {
         tokio::spawn(async move {
             while let Some(event) = events.next().await {
                 match &event {
-                    Event::Connected { peer: who, .. } | Event::Disconnected { peer: who, .. } if *who != peer => {}
+                    Event::Connected { peer: who, .. } | Event::Disconnected { peer: who, .. } if *who == peer => {
+                        list.lock().unwrap().push((Instant::now(), event));
+                    }
                     Event::Missed(_) => panic!("events were missed"),
-                    _ => list.lock().unwrap().push((Instant::now(), event)),
+                    _ => {}
                 }
             }
         });
@@ -180,6 +188,24 @@ impl Told {
             Event::Disconnected { reason, .. } if at >= from => Some((at, reason)),
             _ => None,
         })
+    }
+
+    /// Each time it was connected: which session, and whether it is the one from before.
+    pub fn connects(&self) -> Vec<(Instant, SessionId, bool)> {
+        let connect = |(at, event)| match event {
+            Event::Connected { session, resumed, .. } => Some((at, session, resumed)),
+            _ => None,
+        };
+        self.all().into_iter().filter_map(connect).collect()
+    }
+
+    /// One session all along: every connect but the first resumed it.
+    pub fn assert_one_session(&self) {
+        self.assert_alternates();
+        let connects = self.connects();
+        let one =
+            |(at, (_, session, resumed)): (usize, &(Instant, SessionId, bool))| *session == connects[0].1 && *resumed == (at > 0);
+        assert!(connects.iter().enumerate().all(one), "{:#?}", self.all());
     }
 
     /// Connected and disconnected, in turns, beginning with connected.

@@ -33,7 +33,8 @@ pub struct Limits {
     pub node_buffer_bytes: usize,
     /// Send and receive buffers asked of the kernel, in bytes: 64 KiB to 256 MiB. [`limits::SOCKET_BUFFER_BYTES`]
     pub socket_buffer_bytes: usize,
-    /// How long a session without a path can be resumed, 1 s to 1 h. [`limits::RESUME_WINDOW`]
+    /// How long a session without a path can be resumed, up to 1 h; 0: sessions are not resumed. Of two nodes the smaller holds.
+    /// [`limits::RESUME_WINDOW`]
     #[serde(deserialize_with = "duration::from_text")]
     pub resume_window: Duration,
     /// Largest ceiling of the time between two attempts to dial, 1 s to 1 h. [`limits::BACKOFF_MAX`]
@@ -93,7 +94,7 @@ impl Limits {
             .or_else(|| within("session_body_bytes", self.session_body_bytes, limits::BODY_BYTES, 1_024 * MIB))
             .or_else(|| within("node_buffer_bytes", self.node_buffer_bytes, 16 * MIB, MIB.saturating_mul(MIB)))
             .or_else(|| within("socket_buffer_bytes", self.socket_buffer_bytes, MIB / 16, 256 * MIB))
-            .or_else(|| within("resume_window", self.resume_window, SECOND, HOUR))
+            .or_else(|| within("resume_window", self.resume_window, Duration::ZERO, HOUR))
             .or_else(|| within("backoff_max", self.backoff_max, SECOND, HOUR))
             .or(deadlines)
             .or_else(|| within("drain", self.drain, Duration::ZERO, HOUR))
@@ -145,7 +146,8 @@ mod tests {
         let limits = Limits { sessions: 0, ..Limits::default() };
         assert_eq!(limits.out_of_range().unwrap().1, "sessions is 0, and may be 1 to 100000");
         let limits = Limits { resume_window: 2 * HOUR, ..Limits::default() };
-        assert_eq!(limits.out_of_range().unwrap().1, "resume_window is 7200s, and may be 1s to 3600s");
+        assert_eq!(limits.out_of_range().unwrap().1, "resume_window is 7200s, and may be 0s to 3600s");
+        assert_eq!(Limits { resume_window: Duration::ZERO, ..Limits::default() }.out_of_range(), None);
         let limits = Limits { call_deadline: 2 * HOUR, ..Limits::default() };
         assert_eq!(limits.out_of_range().unwrap().0, "call_deadline");
     }

@@ -159,6 +159,7 @@ async fn work(workload: &Workload, time: Duration, at: SocketAddr, server: &Serv
         Workload::Bulk { bytes } => vec![(Metric::MbPerS, transfer(dial(&endpoint, at).await?, bytes).await?)],
         Workload::Dials { concurrency } => vec![(Metric::SessionsPerS, dials(&endpoint, at, concurrency, time).await?)],
         Workload::Idle { sessions } => vec![(Metric::KibPerSession, idle(&endpoint, at, sessions, server).await?)],
+        Workload::CallCost { .. } | Workload::BulkCost { .. } => return Err("raw quinn has no sessions to resume".into()),
     };
     endpoint.close(0u32.into(), b"");
     Ok(figures)

@@ -11,17 +11,17 @@ use crate::context::Context;
 /// Measure what calls, bytes and sessions cost here, beside raw quinn doing the same work in the same run
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  volt bench\n  volt bench unary --rounds 9\n  volt bench stream --json\n\nEach side runs each \
+    after_help = "Examples:\n  volt bench\n  volt bench unary --rounds 9\n  volt bench stream --json\n  volt bench resume\n\nEach side runs each \
 workload in turn, in two processes of its own. A ratio is volt's figure to raw quinn's, the median of all rounds: for times and \
-memory less is better, for rates more."
+memory less is better, for rates more. `resume` compares volt with itself: as it is, and with resume_window = 0."
 )]
 pub struct Bench {
-    /// What to measure; everything if nothing is named
+    /// What to measure; everything beside raw quinn if nothing is named
     #[arg(value_name = "WHAT")]
     only: Option<Only>,
-    /// How often each side runs each workload
-    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=99))]
-    rounds: u16,
+    /// How often each side runs each workload [default: 5; 9 for resume]
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=99))]
+    rounds: Option<u16>,
     /// How long one measurement takes
     #[arg(long, value_name = "DURATION", default_value = "500ms", value_parser = humantime::parse_duration)]
     time: Duration,
@@ -36,6 +36,8 @@ enum Only {
     Stream,
     /// Establishing sessions, and holding them
     Sessions,
+    /// What it costs that sessions can be resumed: processor time per call and per MB
+    Resume,
 }
 
 impl Bench {
@@ -45,8 +47,10 @@ impl Bench {
             Only::Unary => Group::Unary,
             Only::Stream => Group::Stream,
             Only::Sessions => Group::Sessions,
+            Only::Resume => Group::Resume,
         });
-        let options = Options { only, rounds: self.rounds.into(), time: self.time, json: context.json, server: None };
+        let rounds = self.rounds.unwrap_or(if only == Some(Group::Resume) { 9 } else { 5 });
+        let options = Options { only, rounds: rounds.into(), time: self.time, json: context.json, server: None };
         super::run(&options, &mut std::io::stdout(), &mut std::io::stderr()).map_err(Failure::local)
     }
 }

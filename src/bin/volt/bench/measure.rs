@@ -51,6 +51,33 @@ where
     Ok(count as f64 / time.as_secs_f64())
 }
 
+/// Keeps `concurrency` of them going for `time`, and counts all of them, also those under way at its end.
+pub async fn count<C, F, E>(concurrency: usize, time: Duration, call: C) -> Result<u64, E>
+where
+    C: Fn() -> F + Clone + Send + 'static,
+    F: Future<Output = Result<(), E>> + Send + 'static,
+    E: Send + 'static,
+{
+    let end = Instant::now() + time;
+    let mut tasks = JoinSet::new();
+    for _ in 0..concurrency {
+        let call = call.clone();
+        tasks.spawn(async move {
+            let mut count = 0;
+            while count == 0 || Instant::now() < end {
+                call().await?;
+                count += 1;
+            }
+            Ok(count)
+        });
+    }
+    let mut all = 0;
+    while let Some(ended) = tasks.join_next().await {
+        all += ended.expect("measured calls do not panic and nobody aborts them")?;
+    }
+    Ok(all)
+}
+
 async fn repeat<C, F, E>(start: Instant, end: Instant, call: C) -> Result<u64, E>
 where
     C: Fn() -> F,
@@ -95,6 +122,19 @@ mod tests {
         let figures = latencies(Duration::from_nanos(1), slow).await.unwrap();
         assert_eq!(figures.len(), 2);
         assert!(figures.iter().all(|(_, value)| *value > 0.0));
+    }
+
+    #[tokio::test]
+    async fn every_call_is_counted_and_each_task_makes_at_least_one() {
+        let calls = std::sync::Arc::new(std::sync::atomic::AtomicU64::new(0));
+        let made = calls.clone();
+        let call = move || {
+            made.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            std::future::ready(Ok::<_, Infallible>(()))
+        };
+        assert_eq!(count(4, Duration::ZERO, call.clone()).await, Ok(4));
+        let more = count(4, Duration::from_millis(2), call).await.unwrap();
+        assert_eq!(calls.load(std::sync::atomic::Ordering::Relaxed), 4 + more);
     }
 
     #[tokio::test]

@@ -1,6 +1,8 @@
 //! `volt bench`: what a call, a byte and a session cost here, beside raw quinn doing the same work in the same run.
 //! It measures and reports; it never judges, and it tunes neither side.
 //!
+//! One group compares volt with itself: what it costs that sessions can be resumed.
+//!
 //! Each [`Workload`] is run by each [`Side`] in turn, round after round (volt, baseline, volt, baseline …), so that whatever else
 //! the machine does falls on both. Every run has a fresh server process and a fresh client thread.
 
@@ -24,7 +26,7 @@ pub const SERVER_COMMAND: &str = "bench-server";
 /// What to measure and how long.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Only this group; all of them if none is named.
+    /// Only this group; all that have raw quinn beside them if none is named.
     pub only: Option<Group>,
     /// How often each side runs each workload. The median of the rounds is reported. At least 1; odd numbers make a real median.
     pub rounds: usize,
@@ -51,6 +53,8 @@ pub enum Group {
     Stream,
     /// Establishing sessions and holding them.
     Sessions,
+    /// What resumption costs: volt as it is beside volt with `resume_window = 0`.
+    Resume,
 }
 
 impl Group {
@@ -60,6 +64,7 @@ impl Group {
             Self::Unary => "unary",
             Self::Stream => "stream",
             Self::Sessions => "sessions",
+            Self::Resume => "resume",
         }
     }
 }
@@ -90,10 +95,22 @@ pub enum Workload {
         /// Sessions held.
         sessions: usize,
     },
+    /// As [`Workload::Calls`], for the processor time a call takes at both ends.
+    CallCost {
+        /// Bytes of the request, and of the reply.
+        body: usize,
+        /// Calls under way at any moment.
+        in_flight: usize,
+    },
+    /// As [`Workload::Bulk`], for the processor time a byte takes at both ends.
+    BulkCost {
+        /// How many in all.
+        bytes: u64,
+    },
 }
 
 impl Workload {
-    /// All of them, or those of one group.
+    /// Those of one group, or all that raw quinn can do too.
     fn list(only: Option<Group>) -> Vec<Self> {
         const MIB: u64 = 1 << 20;
         let all = [
@@ -104,8 +121,12 @@ impl Workload {
             Self::Bulk { bytes: 256 * MIB },
             Self::Dials { concurrency: 16 },
             Self::Idle { sessions: 1_000 },
+            Self::CallCost { body: 64, in_flight: 64 },
+            Self::CallCost { body: 1 << 10, in_flight: 64 },
+            Self::BulkCost { bytes: 256 * MIB },
         ];
-        all.into_iter().filter(|workload| only.is_none_or(|group| workload.group() == group)).collect()
+        let asked = |group| only.map_or(group != Group::Resume, |only| only == group);
+        all.into_iter().filter(|workload| asked(workload.group())).collect()
     }
 
     fn group(&self) -> Group {
@@ -113,14 +134,17 @@ impl Workload {
             Self::Calls { .. } => Group::Unary,
             Self::Bulk { .. } => Group::Stream,
             Self::Dials { .. } | Self::Idle { .. } => Group::Sessions,
+            Self::CallCost { .. } | Self::BulkCost { .. } => Group::Resume,
         }
     }
 
     /// What makes it differ from others of its group, as (name, number).
     fn params(&self) -> Vec<(&'static str, u64)> {
         match *self {
-            Self::Calls { body, in_flight } => vec![("body", body as u64), ("in_flight", in_flight as u64)],
-            Self::Bulk { bytes } => vec![("bytes", bytes)],
+            Self::Calls { body, in_flight } | Self::CallCost { body, in_flight } => {
+                vec![("body", body as u64), ("in_flight", in_flight as u64)]
+            }
+            Self::Bulk { bytes } | Self::BulkCost { bytes } => vec![("bytes", bytes)],
             Self::Dials { concurrency } => vec![("concurrency", concurrency as u64)],
             Self::Idle { sessions } => vec![("idle", sessions as u64)],
         }
@@ -142,6 +166,10 @@ pub enum Metric {
     SessionsPerS,
     /// Resident memory of the server per idle session.
     KibPerSession,
+    /// Processor time of both processes per call.
+    CpuUsPerCall,
+    /// Processor time of both processes per million bytes.
+    CpuUsPerMb,
 }
 
 impl Metric {
@@ -154,6 +182,8 @@ impl Metric {
             Self::MbPerS => "mb_per_s",
             Self::SessionsPerS => "sessions_per_s",
             Self::KibPerSession => "kib_per_session",
+            Self::CpuUsPerCall => "cpu_us_per_call",
+            Self::CpuUsPerMb => "cpu_us_per_mb",
         }
     }
 
@@ -179,6 +209,7 @@ trait Side: Sync {
 /// Who takes part.
 struct Sides {
     volt: Box<dyn Side>,
+    /// What volt is compared with.
     baseline: Box<dyn Side>,
 }
 
@@ -217,9 +248,9 @@ pub enum BenchError {
 /// Runs the workloads and writes the figures to `out`: a JSON line per metric as soon as it is known, or one table at the
 /// end. Says on `talk` what it is doing. Blocks, for about 6 s per round and side with the default time.
 pub fn run(options: &Options, out: &mut dyn Write, talk: &mut dyn Write) -> Result<(), BenchError> {
-    let sides = sides(options)?;
     let mut done = Vec::new();
     for workload in Workload::list(options.only) {
+        let sides = sides(options, workload.group())?;
         writeln!(talk, "{}", report::title(&workload))?;
         let rounds = interleave(&sides, &workload, options)?;
         if options.json {
@@ -238,17 +269,23 @@ pub fn run(options: &Options, out: &mut dyn Write, talk: &mut dyn Write) -> Resu
 pub fn serve(side: &str) -> Result<(), BenchError> {
     match side {
         baseline::NAME => baseline::serve(io::stdout(), io::stdin()),
-        volt::NAME => volt::serve(io::stdout(), io::stdin()),
+        volt::NAME => volt::serve(true, io::stdout(), io::stdin()),
+        volt::WITHOUT_RESUMPTION => volt::serve(false, io::stdout(), io::stdin()),
         other => Err(BenchError::NoSuchSide(other.to_owned())),
     }
 }
 
-fn sides(options: &Options) -> Result<Sides, BenchError> {
+fn sides(options: &Options, group: Group) -> Result<Sides, BenchError> {
     let program = match &options.server {
         Some(program) => program.clone(),
         None => std::env::current_exe()?,
     };
-    Ok(Sides { volt: Box::new(volt::Volt { program: program.clone() }), baseline: Box::new(baseline::Baseline { program }) })
+    let volt = Box::new(volt::Volt { program: program.clone(), resume: true });
+    let baseline: Box<dyn Side> = match group {
+        Group::Resume => Box::new(volt::Volt { program, resume: false }),
+        Group::Unary | Group::Stream | Group::Sessions => Box::new(baseline::Baseline { program }),
+    };
+    Ok(Sides { volt, baseline })
 }
 
 fn interleave(sides: &Sides, workload: &Workload, options: &Options) -> Result<Rounds, BenchError> {
@@ -275,6 +312,8 @@ mod tests {
         assert!(unary.iter().all(|workload| workload.group() == Group::Unary));
         assert_eq!(unary.len(), 4);
         assert_eq!(Workload::list(None).len(), 7);
+        assert!(Workload::list(None).iter().all(|workload| workload.group() != Group::Resume));
+        assert_eq!(Workload::list(Some(Group::Resume)).len(), 3);
     }
 
     #[test]

@@ -1,10 +1,12 @@
-//! The server's process, seen from the client: started, asked where it is and how much memory it holds, and ended. It never
-//! outlives this handle.
+//! The server's process, seen from the client: started, asked where it is, how much memory it holds and how much processor time it
+//! has used, and ended. It never outlives this handle. And the server's half of that.
 
-use std::io::{self, BufRead, BufReader};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::path::Path;
-use std::process::{Child, ChildStdin, Command, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::time::Duration;
 
+use rustix::time::{ClockId, clock_gettime};
 use serde_json::{Value, json};
 
 use super::{BenchError, SERVER_COMMAND};
@@ -13,6 +15,7 @@ use super::{BenchError, SERVER_COMMAND};
 pub struct ServerProcess {
     child: Child,
     stdin: Option<ChildStdin>,
+    said: BufReader<ChildStdout>,
     at: String,
 }
 
@@ -43,14 +46,23 @@ impl ServerProcess {
         }
     }
 
+    /// The processor time it has used since it was started, in user and kernel mode. Waits for its answer.
+    pub fn cpu(&mut self) -> io::Result<Duration> {
+        let stdin = self.stdin.as_mut().ok_or_else(|| io::Error::other("it has ended"))?;
+        stdin.write_all(b"cpu\n")?;
+        let mut line = String::new();
+        self.said.read_line(&mut line)?;
+        read_cpu(&line).ok_or_else(|| io::Error::other(format!("it said {line:?}")))
+    }
+
     fn spawn(program: &Path, side: &str) -> io::Result<Self> {
         let mut child =
             Command::new(program).args([SERVER_COMMAND, side]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
         let stdin = child.stdin.take();
         let stdout = child.stdout.take().expect("stdout was asked to be a pipe");
-        let mut server = Self { child, stdin, at: String::new() };
+        let mut server = Self { child, stdin, said: BufReader::new(stdout), at: String::new() };
         let mut line = String::new();
-        BufReader::new(stdout).read_line(&mut line)?;
+        server.said.read_line(&mut line)?;
         server.at = read_ready(&line).ok_or_else(|| io::Error::other(format!("it said {line:?}")))?;
         Ok(server)
     }
@@ -73,6 +85,30 @@ fn read_ready(line: &str) -> Option<String> {
     Some(ready.get("at")?.as_str()?.to_owned())
 }
 
+/// The server's half, once it is ready: says how much processor time it has used whenever it is asked, until nobody can ask.
+pub fn answer(questions: impl Read, mut say: impl Write) {
+    for line in BufReader::new(questions).lines() {
+        let Ok(line) = line else { return };
+        if line == "cpu"
+            && writeln!(say, "{}", json!({ "cpu_ns": own_cpu().as_nanos() as u64 })).and_then(|()| say.flush()).is_err()
+        {
+            return;
+        }
+    }
+}
+
+/// The processor time this process has used since it was started, in user and kernel mode, all threads together: what getrusage
+/// tells, in nanoseconds.
+pub fn own_cpu() -> Duration {
+    let used = clock_gettime(ClockId::ProcessCPUTime);
+    Duration::new(used.tv_sec.try_into().unwrap_or_default(), used.tv_nsec.try_into().unwrap_or_default())
+}
+
+fn read_cpu(line: &str) -> Option<Duration> {
+    let said: Value = serde_json::from_str(line).ok()?;
+    Some(Duration::from_nanos(said.get("cpu_ns")?.as_u64()?))
+}
+
 /// Where there is no /proc, as on macOS.
 fn resident_kib_by_ps(pid: u32) -> io::Result<u64> {
     let output = Command::new("ps").args(["-o", "rss=", "-p", &pid.to_string()]).output()?;
@@ -88,6 +124,16 @@ mod tests {
         assert_eq!(read_ready(&ready("127.0.0.1:1")).as_deref(), Some("127.0.0.1:1"));
         assert_eq!(read_ready(""), None);
         assert_eq!(read_ready("{\"at\": 1}"), None);
+    }
+
+    #[test]
+    fn a_server_tells_its_processor_time_as_often_as_it_is_asked() {
+        let (mut said, before) = (Vec::new(), own_cpu());
+        answer(&b"cpu\nwhat\ncpu\n"[..], &mut said);
+        let said = String::from_utf8(said).unwrap();
+        let told: Vec<_> = said.lines().map(|line| read_cpu(line).unwrap()).collect();
+        assert!(told.len() == 2 && before <= told[0] && told[0] <= told[1] && told[1] <= own_cpu(), "{told:?}");
+        assert_eq!(read_cpu("{}"), None);
     }
 
     #[test]

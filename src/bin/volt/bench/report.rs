@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use comfy_table::{Cell, CellAlignment, Table, presets};
 use serde_json::{Map, Value, json};
 
-use super::{Figures, Metric, Workload};
+use super::{Figures, Group, Metric, Workload};
 
 /// What each side gave, round by round.
 #[derive(Debug, Default)]
@@ -32,6 +32,8 @@ pub fn title(workload: &Workload) -> String {
         Workload::Calls { body, in_flight: 1 } => format!("calls of {}, one at a time", size(body as u64)),
         Workload::Calls { body, in_flight } => format!("calls of {}, {in_flight} in flight", size(body as u64)),
         Workload::Bulk { bytes } => format!("{} on one stream", size(bytes)),
+        Workload::CallCost { body, in_flight } => format!("cost of calls of {}, {in_flight} in flight", size(body as u64)),
+        Workload::BulkCost { bytes } => format!("cost of {} on one stream", size(bytes)),
         Workload::Dials { concurrency } => format!("new sessions, {concurrency} at a time"),
         Workload::Idle { sessions } => format!("{} idle sessions", thousands(sessions as u64)),
     }
@@ -75,7 +77,8 @@ pub fn table(done: &[(Workload, Rounds)], rounds: usize, out: &mut dyn Write) ->
         }
     }
     writeln!(out, "{table}")?;
-    writeln!(out, "{}", legend(rounds, with_volt))
+    let of_itself = done.iter().any(|(workload, _)| workload.group() == Group::Resume);
+    writeln!(out, "{}", legend(rounds, with_volt, of_itself))
 }
 
 fn row(what: String, summary: &Summary, with_volt: bool) -> Vec<Cell> {
@@ -95,12 +98,17 @@ fn row(what: String, summary: &Summary, with_volt: bool) -> Vec<Cell> {
     row
 }
 
-fn legend(rounds: usize, with_volt: bool) -> String {
+fn legend(rounds: usize, with_volt: bool, of_itself: bool) -> String {
     let plural = if rounds == 1 { "round" } else { "rounds" };
     let ratio = if with_volt { "; ratio = volt / baseline, the median of each round's own" } else { "" };
+    let baseline = if of_itself {
+        "the same nodes with resume_window = 0 at both ends; the cost is processor time of both processes."
+    } else {
+        "raw quinn, one stream per call, one-thread runtimes in two processes, no busy-polling."
+    };
     format!(
         "Medians of {rounds} {plural}, the range is the baseline's{ratio}. ↓ less is better, ↑ more is better.\n\
-         baseline: raw quinn, one stream per call, one-thread runtimes in two processes, no busy-polling."
+         baseline: {baseline}"
     )
 }
 

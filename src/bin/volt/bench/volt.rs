@@ -10,6 +10,7 @@ use tokio::runtime::Builder;
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use voltmesh::id::Ticket;
+use voltmesh::node::config::{Config, Limits};
 use voltmesh::proto::body::ContentType;
 use voltmesh::{Node, Receiver, Service, Session};
 
@@ -18,6 +19,8 @@ use super::{BenchError, Figures, Metric, Side, Workload, measure, report};
 
 /// The name of this side.
 pub const NAME: &str = "volt";
+/// The name of the side whose sessions are not resumed.
+pub const WITHOUT_RESUMPTION: &str = "volt-without-resumption";
 
 /// What one message of a transfer carries.
 const CHUNK_BYTES: usize = 64 << 10;
@@ -32,33 +35,35 @@ type Failure = Box<dyn std::error::Error + Send + Sync>;
 pub struct Volt {
     /// The binary that serves.
     pub program: PathBuf,
+    /// Whether sessions can be resumed, as they can unless told otherwise; if not, nothing is kept for it at either end.
+    pub resume: bool,
 }
 
 impl Side for Volt {
     fn name(&self) -> &'static str {
-        NAME
+        if self.resume { NAME } else { WITHOUT_RESUMPTION }
     }
 
     fn run(&self, workload: &Workload, time: Duration) -> Result<Figures, BenchError> {
-        let server = ServerProcess::start(&self.program, self.name())?;
-        let failed = |why: Failure| BenchError::Failed { side: NAME, work: report::title(workload), why: why.to_string() };
+        let mut server = ServerProcess::start(&self.program, self.name())?;
+        let failed = |why: Failure| BenchError::Failed { side: self.name(), work: report::title(workload), why: why.to_string() };
         let at = server.at().parse().map_err(|error| failed(Box::new(error)))?;
-        block_on(work(workload, time, &at, &server)).map_err(failed)
+        block_on(work(workload, time, &at, &mut server, self.resume)).map_err(failed)
     }
 }
 
-/// The server: says on `ready` where it is, and serves until `until` ends.
-pub fn serve(mut ready: impl Write, mut until: impl Read + Send + 'static) -> Result<(), BenchError> {
+/// The server: says on `say` where it is, answers what is asked on `asked`, and serves until that ends.
+pub fn serve(resume: bool, mut say: impl Write + Send + 'static, asked: impl Read + Send + 'static) -> Result<(), BenchError> {
     let failed = |why: Failure| BenchError::Failed { side: NAME, work: "serving".to_owned(), why: why.to_string() };
     let (end, ended) = oneshot::channel::<()>();
-    std::thread::spawn(move || {
-        let _ = std::io::copy(&mut until, &mut std::io::sink());
-        drop(end);
-    });
     let serving = async {
-        let node = node().await?;
-        writeln!(ready, "{}", process::ready(&node.ticket().to_string()))?;
-        ready.flush()?;
+        let node = node(resume).await?;
+        writeln!(say, "{}", process::ready(&node.ticket().to_string()))?;
+        say.flush()?;
+        std::thread::spawn(move || {
+            process::answer(asked, say);
+            drop(end);
+        });
         let _ = ended.await;
         Ok(())
     };
@@ -70,7 +75,7 @@ fn block_on<T>(future: impl Future<Output = Result<T, Failure>>) -> Result<T, Fa
 }
 
 /// A node that anyone may call.
-async fn node() -> Result<Node, Failure> {
+async fn node(resume: bool) -> Result<Node, Failure> {
     let bench = Service::new("bench").unary("echo", |_cx, body: Bytes| async move { Ok(body.to_vec()) }).client_stream(
         "discard",
         |_cx, mut chunks: Receiver<Bytes>| async move {
@@ -81,13 +86,32 @@ async fn node() -> Result<Node, Failure> {
             Ok(bytes.to_be_bytes().to_vec())
         },
     );
-    Ok(Node::builder().listen((Ipv4Addr::LOCALHOST, 0).into()).open(true).service(bench).bind().await?)
+    let builder = if resume {
+        Node::builder()
+    } else {
+        let limits = Limits { resume_window: Duration::ZERO, ..Limits::default() };
+        Node::builder().config(Config { limits, ..Config::default() })
+    };
+    Ok(builder.listen((Ipv4Addr::LOCALHOST, 0).into()).open(true).service(bench).bind().await?)
 }
 
-async fn work(workload: &Workload, time: Duration, at: &Ticket, server: &ServerProcess) -> Result<Figures, Failure> {
+async fn work(
+    workload: &Workload,
+    time: Duration,
+    at: &Ticket,
+    server: &mut ServerProcess,
+    resume: bool,
+) -> Result<Figures, Failure> {
+    let node = async || node(resume).await;
     Ok(match *workload {
         Workload::Calls { body, in_flight } => calls(node().await?.connect(at).await?, body, in_flight, time).await?,
         Workload::Bulk { bytes } => vec![(Metric::MbPerS, transfer(node().await?.connect(at).await?, bytes).await?)],
+        Workload::CallCost { body, in_flight } => {
+            vec![(Metric::CpuUsPerCall, call_cost(node().await?.connect(at).await?, body, in_flight, time, server).await?)]
+        }
+        Workload::BulkCost { bytes } => {
+            vec![(Metric::CpuUsPerMb, bulk_cost(node().await?.connect(at).await?, bytes, server).await?)]
+        }
         Workload::Dials { concurrency } => vec![(Metric::SessionsPerS, dials(at, concurrency, time).await?)],
         Workload::Idle { sessions } => vec![(Metric::KibPerSession, idle(at, sessions, server).await?)],
     })
@@ -129,11 +153,37 @@ async fn send_all(session: &Session, bytes: u64) -> Result<(), Failure> {
     if seen.only().await? == bytes.to_be_bytes() { Ok(()) } else { Err("the server did not see every byte".into()) }
 }
 
+/// Processor time of both processes per call, in microseconds.
+async fn call_cost(
+    session: Session,
+    body: usize,
+    in_flight: usize,
+    time: Duration,
+    server: &mut ServerProcess,
+) -> Result<f64, Failure> {
+    let body = Bytes::from(vec![0x5a; body]);
+    let one = move || call(session.clone(), body.clone());
+    measure::count(in_flight, time / 5, one.clone()).await?;
+    let before = process::own_cpu() + server.cpu()?;
+    let calls = measure::count(in_flight, time, one).await?;
+    let used = process::own_cpu() + server.cpu()? - before;
+    Ok(used.as_secs_f64() * 1e6 / calls as f64)
+}
+
+/// Processor time of both processes per million bytes, in microseconds.
+async fn bulk_cost(session: Session, bytes: u64, server: &mut ServerProcess) -> Result<f64, Failure> {
+    send_all(&session, bytes / 8).await?;
+    let before = process::own_cpu() + server.cpu()?;
+    send_all(&session, bytes).await?;
+    let used = process::own_cpu() + server.cpu()? - before;
+    Ok(used.as_secs_f64() * 1e6 / (bytes as f64 / 1e6))
+}
+
 /// Two nodes have one session, so each of those under way at once has a node of its own.
 async fn dials(at: &Ticket, concurrency: usize, time: Duration) -> Result<f64, Failure> {
     let mut nodes = Vec::new();
     for _ in 0..concurrency {
-        nodes.push(node().await?);
+        nodes.push(node(true).await?);
     }
     let (nodes, at) = (std::sync::Arc::new(std::sync::Mutex::new(nodes)), at.clone());
     let one = move || {
@@ -165,7 +215,7 @@ async fn idle(at: &Ticket, sessions: usize, server: &ServerProcess) -> Result<f6
 }
 
 async fn used(at: Ticket) -> Result<Node, Failure> {
-    let node = node().await?;
+    let node = node(true).await?;
     let session = node.connect_to(at.id, &at.addresses, PATIENCE).await?;
     call(session, Bytes::from_static(b"idle")).await?;
     Ok(node)

@@ -4,15 +4,18 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 use tokio::time::sleep;
 use voltmesh::id::{NodeId, SecretKey};
 use voltmesh::policy::{Action, Effect, Pattern, Rule, Source, Subject};
 use voltmesh::proto::status::Status;
-use voltmesh::{Event, Node, Receiver, Sender, Service, Session};
+use voltmesh::{CallError, Event, Node, Receiver, Sender, Service, Session};
 
 use super::Failure;
 use super::hard::HardNode;
+use super::outage::{NOISE_EVERY, Outage, noise};
 
 /// Any port of loopback.
 pub const ANYWHERE: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
@@ -28,6 +31,10 @@ pub struct Stage {
     pub c: Option<HardNode>,
     /// Knocks uninvited.
     pub d: Option<Player>,
+    /// e, whose network to b is cut.
+    pub outage: Option<Outage>,
+    /// b's call to c, in flight as c loses power.
+    pub in_flight: Option<JoinHandle<Result<u64, CallError>>>,
 }
 
 /// A node that lives in the demo's own runtime.
@@ -60,10 +67,10 @@ impl Stage {
 }
 
 impl Player {
-    /// Starts a node with the demo's service, with these rules and no others.
-    pub async fn start(name: &str, key: SecretKey, rules: Vec<Rule>) -> Result<Self, Failure> {
+    /// Starts a node that listens there, with the demo's service, with these rules and no others.
+    pub async fn start(name: &str, key: SecretKey, at: SocketAddr, rules: Vec<Rule>) -> Result<Self, Failure> {
         let (tell, seen) = mpsc::unbounded_channel();
-        let builder = Node::builder().name(name).key(key).listen(ANYWHERE).service(service(tell));
+        let builder = Node::builder().name(name).key(key).listen(at).service(service(tell));
         let node = rules.into_iter().fold(builder, voltmesh::node::Builder::rule).bind().await?;
         let events = node.events();
         Ok(Self { node, seen, events })
@@ -113,6 +120,13 @@ pub fn service(tell: mpsc::UnboundedSender<Seen>) -> Service {
         .server_stream("count", |_cx, to: u64, mut out: Sender<u64>| async move {
             for n in 1..=to {
                 out.send(&n).await?;
+            }
+            Ok(())
+        })
+        .server_stream("noise", |_cx, messages: u64, mut out: Sender<Bytes>| async move {
+            for number in 0..messages {
+                out.send(&noise(number)).await?;
+                sleep(NOISE_EVERY).await;
             }
             Ok(())
         })

@@ -12,8 +12,9 @@ use voltmesh::session::DisconnectReason;
 use voltmesh::{CallError, Event, Outcome, Service, Session};
 
 use super::hard::HardNode;
+use super::outage;
 use super::shapes::all_four;
-use super::stage::{Player, Seen, Stage, allow};
+use super::stage::{ANYWHERE, Player, Seen, Stage, allow};
 use super::{Failure, Told, ensure, ms};
 
 /// One step of the demo.
@@ -40,6 +41,8 @@ pub const ALL: &[Step] = &[
     Step { name: "panic", title: "a handler panics", run: |stage| Box::pin(panic(stage)) },
     Step { name: "refuse", title: "a stranger is refused", run: |stage| Box::pin(refuse(stage)) },
     Step { name: "allow", title: "it is allowed one function", run: |stage| Box::pin(permit(stage)) },
+    Step { name: "cut", title: "the network is cut in mid-call", run: |stage| Box::pin(outage::cut(stage)) },
+    Step { name: "resume", title: "it is back, and all goes on", run: |stage| Box::pin(outage::back(stage)) },
     Step { name: "lose", title: "c loses power in mid-call", run: |stage| Box::pin(lose(stage)) },
     Step { name: "return", title: "c is back, same key, same port", run: |stage| Box::pin(come_back(stage)) },
     Step { name: "shutdown", title: "all shut down in good order", run: |stage| Box::pin(shutdown(stage)) },
@@ -49,7 +52,7 @@ async fn start(stage: &mut Stage) -> Told {
     let (a, b) = (SecretKey::generate(), SecretKey::generate());
     let (may_a, may_b) = (allow(a.id(), "demo/*")?, allow(b.id(), "demo/*")?);
     let c = HardNode::start(b.id()).await?;
-    let (a, b) = (Player::start("a", a, vec![may_b]).await?, Player::start("b", b, vec![may_a]).await?);
+    let (a, b) = (Player::start("a", a, ANYWHERE, vec![may_b]).await?, Player::start("b", b, ANYWHERE, vec![may_a]).await?);
     let tickets = [a.node.ticket(), b.node.ticket(), c.ticket.clone()];
     (stage.a, stage.b, stage.c) = (Some(a), Some(b), Some(c));
     let said = ["a", "b", "c"].iter().zip(&tickets).map(|(name, ticket)| {
@@ -171,7 +174,7 @@ async fn panic(stage: &mut Stage) -> Told {
 }
 
 async fn refuse(stage: &mut Stage) -> Told {
-    let d = Player::start("d", SecretKey::generate(), Vec::new()).await?;
+    let d = Player::start("d", SecretKey::generate(), ANYWHERE, Vec::new()).await?;
     let (_, b) = stage.both()?;
     let refused_before = b.node.counts().refused_sessions;
     let connected = d.node.connect(b.node.ticket()).await;
@@ -207,24 +210,21 @@ async fn permit(stage: &mut Stage) -> Told {
 async fn lose(stage: &mut Stage) -> Told {
     let Stage { b: Some(b), c: Some(c), .. } = stage else { return Err("the nodes are not there".into()) };
     let session = b.session(c.ticket.id)?;
-    let call = session.call::<_, u64>("demo/wait", &LONG_MS);
-    let losing = async {
-        ensure(c.seen.recv().await == Some(Seen::Begun), || "the call did not arrive".into())?;
-        c.stop_hard();
-        let stopped = Instant::now();
-        match b.event_of(c.ticket.id).await? {
-            Event::Disconnected { reason: DisconnectReason::NoAnswer, .. } => Ok(stopped.elapsed()),
-            other => Err(Failure::from(format!("b was told {other:?}"))),
-        }
-    };
-    let (call, lost) = join(call, losing).await;
-    let after = lost?;
-    let outcome = call.as_ref().err().map(CallError::outcome);
-    ensure(outcome == Some(Outcome::Unknown), || format!("the call in flight: {call:?}"))?;
-    Ok(format!("disconnected after {}, no answer; its call: outcome unknown", ms(after)))
+    let call = tokio::spawn(async move { session.call::<_, u64>("demo/wait", &LONG_MS).await });
+    ensure(c.seen.recv().await == Some(Seen::Begun), || "the call did not arrive".into())?;
+    c.stop_hard();
+    let stopped = Instant::now();
+    let event = b.event_of(c.ticket.id).await?;
+    let after = stopped.elapsed();
+    let unanswered = matches!(event, Event::Disconnected { reason: DisconnectReason::NoAnswer, .. });
+    ensure(unanswered, || format!("b was told {event:?}"))?;
+    ensure(!call.is_finished(), || "the call in flight did not wait for c".into())?;
+    stage.in_flight = Some(call);
+    Ok(format!("disconnected after {}, no answer; its call waits, c may know the answer", ms(after)))
 }
 
 async fn come_back(stage: &mut Stage) -> Told {
+    let in_flight = stage.in_flight.take().ok_or("no call is in flight")?;
     let Stage { b: Some(b), c: Some(c), .. } = stage else { return Err("the nodes are not there".into()) };
     let session = b.session(c.ticket.id)?;
     let call = session.call::<_, String>("demo/echo", "while you were out");
@@ -234,14 +234,18 @@ async fn come_back(stage: &mut Stage) -> Told {
         c.start_again().await?;
         let back = Instant::now();
         match b.event_of(c.ticket.id).await? {
-            Event::Connected { .. } => Ok(back.elapsed()),
+            Event::Connected { resumed: false, .. } => Ok(back.elapsed()),
             other => Err(Failure::from(format!("b was told {other:?}"))),
         }
     };
     let (answer, connected) = join(call, returning).await;
     let after = connected?;
     ensure(answer.as_deref() == Ok("while you were out"), || format!("the call made meanwhile: {answer:?}"))?;
-    Ok(format!("connected after {}; the call made while it was away is answered", ms(after)))
+    let ended = tokio::time::timeout(Duration::from_secs(1), in_flight).await;
+    let ended = ended.map_err(|_| "the call to the old process still waits")??;
+    let outcome = ended.as_ref().err().map(CallError::outcome);
+    ensure(outcome == Some(Outcome::Unknown), || format!("the call to the old process: {ended:?}"))?;
+    Ok(format!("connected after {}; the old call: outcome unknown; one made meanwhile is answered", ms(after)))
 }
 
 async fn shutdown(stage: &mut Stage) -> Told {
