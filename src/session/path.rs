@@ -179,7 +179,10 @@ impl Path {
             Input::Flushed(Ok(())) => PathEvent::Nothing,
             Input::Flushed(Err(error)) => PathEvent::Broken(error),
             Input::Datagram(datagram) => self.datagram(&datagram),
-            Input::Stirs => self.tick().unwrap_or(PathEvent::Nothing),
+            Input::Stirs => {
+                self.look_at = Some(Instant::now());
+                self.tick().unwrap_or(PathEvent::Nothing)
+            }
         }
     }
 
@@ -292,6 +295,7 @@ impl Path {
     /// Has the path prove itself at the next tick: it may lead nowhere any more.
     pub fn probe(&mut self) {
         self.liveness.probe();
+        self.look_at = Some(Instant::now());
     }
 
     /// Looks at the time: pings, or finds the path dead.
