@@ -234,9 +234,13 @@ impl Liveness {
         Step { ping, dead: None, suspect: self.is_suspect(now), wake: Some(wake) }
     }
 
-    /// Sends a ping beside the timer's own, as for a person who asks how far the peer is: its number. It must be answered like any.
+    /// Sends a ping beside the timer's own, as for a person who asks how far the peer is: its number. It must be answered like any, so the
+    /// next tick may be due [sooner](Self::wake) than the last one said.
     pub fn ping(&mut self, now: Instant) -> u64 {
-        self.send_ping(now)
+        let seq = self.send_ping(now);
+        let wake = self.next_wake(now);
+        self.planned = self.planned.map(|planned| planned.min(wake));
+        seq
     }
 
     /// The peer's ping arrived. True when ours is due soon: sent together with the pong it costs no packet of its own, and an
@@ -250,7 +254,7 @@ impl Liveness {
         soon
     }
 
-    /// When the next tick is due, as the last one said; far off while suspended.
+    /// When the next tick is due: as the last one said, or sooner for a [`ping`](Self::ping) since; far off while suspended.
     pub fn wake(&self) -> Instant {
         if self.suspended {
             return self.ticked + REST;

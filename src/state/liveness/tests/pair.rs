@@ -107,6 +107,7 @@ impl<'a> Path<'a> {
                 let own = end.liveness.pinged(self.start + now).then(|| end.liveness.ping(self.start + now));
                 self.send(now, at, Packet::Pong(seq));
                 if let Some(own) = own {
+                    self.ends[at].timer = self.ends[at].liveness.wake() - self.start;
                     self.send(now, at, Packet::Ping(own));
                 }
             }
@@ -164,8 +165,12 @@ fn worlds(hole: impl Strategy<Value = Option<(Duration, [bool; 2])>>) -> impl St
             bursts.into_iter().flat_map(burst).collect::<Vec<_>>()
         })
     };
-    ([profile(), profile()], [way(), way()], [sends(), sends()], hole)
-        .prop_map(|(profiles, ways, sends, hole)| World { profiles, ways, sends, hole })
+    ([profile(), profile()], [way(), way()], [sends(), sends()], hole).prop_map(|(profiles, ways, sends, hole)| World {
+        profiles,
+        ways,
+        sends,
+        hole,
+    })
 }
 
 fn holes() -> impl Strategy<Value = Option<(Duration, [bool; 2])>> {
