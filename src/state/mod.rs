@@ -11,3 +11,6 @@ pub mod ids;
 pub mod liveness;
 pub mod prefix;
 pub mod roster;
+
+#[cfg(test)]
+mod tests;

@@ -8,9 +8,10 @@
 use std::collections::VecDeque;
 
 use rand::rngs::StdRng;
-use rand::{Rng, RngExt, SeedableRng};
+use rand::{RngExt, SeedableRng};
 
 use super::*;
+use crate::state::tests::seeds;
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Message {
@@ -334,14 +335,6 @@ fn run(seed: u64) {
         schedule.take(step);
     }
     assert!(schedule.is_settled(), "VOLT_SEED={seed}\n{}", schedule.show());
-}
-
-/// Seeds to run: one that is asked for, or new ones.
-fn seeds(count: u64) -> impl Iterator<Item = u64> {
-    let asked = std::env::var("VOLT_SEED").ok().and_then(|seed| seed.parse().ok());
-    let first: u64 = asked.unwrap_or_else(|| StdRng::seed_from_u64(rand::rng().next_u64()).random());
-    let count = if std::env::var_os("VOLT_LONG").is_some() { 50 * count } else { count };
-    (0..if asked.is_some() { 1 } else { count }).map(move |at| first.wrapping_add(at))
 }
 
 #[test]
