@@ -53,7 +53,7 @@ impl Watch {
     /// # Panics
     /// Outside a tokio runtime with I/O and time.
     pub fn start() -> Self {
-        let source = Source::open().inspect_err(|error| Self::is_over(error)).ok();
+        let source = Source::open().inspect_err(Self::is_over).ok();
         Self { source, spacing: Spacing::default() }
     }
 

@@ -74,9 +74,9 @@ impl Source {
                 ready = self.socket.readable() => {
                     let read = |socket: &AsyncFd<OwnedFd>| Ok(rustix::net::recv(socket.get_ref(), &mut self.buffer[..], RecvFlags::empty())?);
                     match ready?.try_io(read) {
-                        Ok(Ok((_, bytes))) => if self.table.take(&self.buffer[..bytes.min(BUFFER_BYTES)]).changed {
+                        Ok(Ok((_, bytes))) if self.table.take(&self.buffer[..bytes.min(BUFFER_BYTES)]).changed => {
                             return Ok(Change::Network);
-                        },
+                        }
                         // So much happened that the kernel could not keep it.
                         Ok(Err(error)) if is(&error, Errno::NOBUFS) => {
                             self.learn()?;

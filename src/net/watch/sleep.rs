@@ -45,6 +45,6 @@ mod tests {
         let mut sleep = Sleep::new(5_000 * S, 90 * S);
         assert!(!sleep.slept(100 * S, 91 * S));
         assert!(sleep.slept(200 * S, 92 * S), "and the next one is seen");
-        assert!(!sleep.slept(0 * S, 93 * S));
+        assert!(!sleep.slept(Duration::ZERO, 93 * S));
     }
 }
