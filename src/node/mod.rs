@@ -377,6 +377,22 @@ impl Node {
         network_changed(&self.0.hub);
     }
 
+    /// The application is about to be stopped for a while, as phones do with those in the background. Until [`resume`](Self::resume)
+    /// the node pings nobody, dials nobody and gives no path up, so nothing wakes the device, and no session counts as lost only
+    /// because nobody was there to look. It still answers whoever reaches it, and calls go on as far as the system lets it run. Its
+    /// peers are told nothing: for them it is gone when it does not answer, and within the resume window it comes back to the same
+    /// sessions. Twice is the same as once.
+    pub fn suspend(&self) {
+        self.0.hub.suspend();
+    }
+
+    /// It runs again: looks at its addresses anew, has every path prove itself, and dials at once beside those that do not answer
+    /// yet. Without a [`suspend`](Self::suspend) before it is the same as [`network_changed`](Self::network_changed).
+    pub fn resume(&self) {
+        self.0.hub.resume();
+        self.network_changed();
+    }
+
     /// Ends the node in good order: takes no new calls, lets those in flight end (at most 10 s), says goodbye, gives the home
     /// back. Calls made afterwards fail. Cancel-safe in that a second call goes on where the first one stopped.
     pub async fn shutdown(&self) {
