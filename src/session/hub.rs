@@ -321,6 +321,16 @@ impl Hub {
         self.peers().iter().for_each(|peer| peer.command(Command::NetworkChanged));
     }
 
+    /// The application is about to stop running: until it is resumed nothing is pinged, dialled or given up.
+    pub fn suspend(&self) {
+        self.peers().iter().for_each(|peer| peer.command(Command::Suspend));
+    }
+
+    /// It runs again: paths have to prove themselves, and whoever wants to dial, dials.
+    pub fn resume(&self) {
+        self.peers().iter().for_each(|peer| peer.command(Command::Resume));
+    }
+
     /// Peers turned away by policy or a limit.
     pub fn refused(&self) -> u64 {
         self.0.refused.load(Relaxed)
