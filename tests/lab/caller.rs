@@ -65,12 +65,11 @@ impl Caller {
                 return done.clone();
             }
             let left = until.saturating_duration_since(Instant::now());
-            assert!(
-                !left.is_zero(),
-                "no call was answered within {within:?}; {} wait; {:?}",
-                calls.open.len(),
-                calls.done.last()
-            );
+            if left.is_zero() {
+                let (waiting, last) = (calls.open.len(), calls.done.last().cloned());
+                drop(calls);
+                panic!("no call was answered within {within:?}; {waiting} wait; the last: {last:?}");
+            }
             calls = self.shared.more.wait_timeout(calls, left).unwrap().0;
         }
     }
@@ -85,7 +84,10 @@ impl Caller {
                 return;
             }
             let left = until.saturating_duration_since(Instant::now());
-            assert!(!left.is_zero(), "{waiting} calls still wait after {within:?}");
+            if left.is_zero() {
+                drop(calls);
+                panic!("{waiting} calls still wait after {within:?}");
+            }
             calls = self.shared.more.wait_timeout(calls, left).unwrap().0;
         }
     }

@@ -7,8 +7,8 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use serde::{Deserialize, Serialize};
 
-/// How one direction of a link is. The default passes everything on at once.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+/// How one direction of a link is.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Conditions {
     /// How long every packet takes.
     pub delay: Duration,
@@ -41,6 +41,21 @@ pub struct Loss {
     pub in_good: f64,
     /// The share lost in the bad state.
     pub in_bad: f64,
+}
+
+impl Conditions {
+    /// Everything is passed on at once.
+    pub const NONE: Self = Self {
+        delay: Duration::ZERO,
+        jitter: Duration::ZERO,
+        loss: Loss { to_bad: 0.0, to_good: 0.0, in_good: 0.0, in_bad: 0.0 },
+        duplicated: 0.0,
+        reordered: 0.0,
+        held_back: Duration::ZERO,
+        rate: None,
+        queue_bytes: 0,
+        black_hole: false,
+    };
 }
 
 impl Loss {
@@ -92,7 +107,7 @@ pub struct Direction {
 impl Direction {
     pub fn new(seed: u64) -> Self {
         Self {
-            conditions: Conditions::default(),
+            conditions: Conditions::NONE,
             counts: Counts::default(),
             is_bad: false,
             free_at: Duration::ZERO,

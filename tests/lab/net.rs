@@ -114,9 +114,16 @@ impl Space {
     /// Hides what is behind this router: what leaves by this device gets its address, with a port of its own if they are random.
     pub fn masquerade(&self, device: &str, random_ports: bool) {
         let how = if random_ports { "masquerade fully-random" } else { "masquerade" };
-        self.nft(&format!(
-            "table ip lab {{\n chain out {{\n type nat hook postrouting priority srcnat;\n oifname \"{device}\" {how}\n }}\n}}\n"
-        ));
+        let chain = format!("type nat hook postrouting priority srcnat;\n oifname \"{device}\" counter {how}");
+        self.nft(&format!("table ip lab {{\n chain out {{\n {chain}\n }}\n}}\n"));
+    }
+
+    /// How many mappings the masquerade has made: only what has none yet comes past its rule.
+    pub fn mappings(&self) -> u64 {
+        let listed = self.command("nft").args(["list", "chain", "ip", "lab", "out"]).output().unwrap();
+        let text = String::from_utf8(listed.stdout).unwrap();
+        let count = text.split_once("packets ").and_then(|(_, rest)| rest.split(' ').next());
+        count.and_then(|count| count.parse().ok()).unwrap_or_else(|| panic!("no counter in {text:?}"))
     }
 }
 

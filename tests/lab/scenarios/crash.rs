@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
-use crate::caller::Caller;
+use crate::caller::{Caller, failures};
 use crate::net::Net;
 use crate::node::{Home, LONG, at};
 use crate::stage::{Times, connect, is_long, linked, ticket};
@@ -12,29 +12,49 @@ use crate::stage::{Times, connect, is_long, linked, ticket};
 const CALLS_PER_SECOND: u32 = 50;
 /// Twice what is asked for on a machine that does nothing else.
 const NOTICED: Duration = Duration::from_secs(3);
-/// The same.
+/// An idle session asks every 5 s; the rest is the machine's.
+const NOTICED_IDLE: Duration = Duration::from_secs(7);
+/// Until a path that has just come up has nothing more to find out.
+const QUIET: Duration = Duration::from_secs(2);
+/// Twice what is asked for.
 const BACK: Duration = Duration::from_secs(4);
 
 pub fn a_killed_and_restarted_peer_is_noticed_at_once() {
+    let (noticed, back) = killed_and_restarted(Some(CALLS_PER_SECOND), if is_long() { 100 } else { 5 });
+    println!("killed and restarted under calls: noticed after {noticed}; connected after {back}");
+    assert!(noticed.share(0.99) <= NOTICED, "{noticed}");
+}
+
+pub fn a_killed_and_restarted_peer_is_noticed_though_nobody_calls() {
+    let (noticed, back) = killed_and_restarted(None, if is_long() { 20 } else { 2 });
+    println!("killed and restarted while idle: noticed after {noticed}; connected after {back}");
+    assert!(noticed.share(0.99) <= NOTICED_IDLE, "{noticed}");
+}
+
+/// How long after it was killed that is noticed, and how long until the session is up again.
+fn killed_and_restarted(calls_per_second: Option<u32>, times: usize) -> (Times, Times) {
     let mut net = Net::new();
     let (here, there, _link) = linked(&mut net);
     let (one, other) = (Home::new(&here), Home::new(&there));
     let (one_up, mut other_up) = (one.up(&[]), other.up(&[]));
     connect((&one, &one_up), (&other, &other_up), &ticket(&other_up));
-    let caller = Caller::start(&one.socket(), "other", CALLS_PER_SECOND);
+    let caller = calls_per_second.map(|rate| Caller::start(&one.socket(), "other", rate));
     let (mut noticed, mut back) = (Vec::new(), Vec::new());
-    for _ in 0..if is_long() { 100 } else { 5 } {
-        caller.answered_since(Instant::now(), LONG);
+    for _ in 0..times {
+        match &caller {
+            Some(caller) => drop(caller.answered_since(Instant::now(), LONG)),
+            None => at(Instant::now() + QUIET),
+        }
         let mark = one_up.mark();
         let killed = Instant::now();
         other_up.kill();
         other_up = other.up(&[]);
-        noticed.push(one_up.event(mark, "disconnected", LONG).0 - killed);
+        let lost = one_up.event(mark, "disconnected", LONG);
+        assert_eq!(lost.1["reason"], "the peer was restarted");
+        noticed.push(lost.0 - killed);
         back.push(one_up.event(mark, "connected", LONG).0 - killed);
     }
-    let (noticed, back) = (Times::of(noticed), Times::of(back));
-    println!("killed and restarted: noticed after {noticed}; connected after {back}");
-    assert!(noticed.share(0.99) <= NOTICED, "{noticed}");
+    (Times::of(noticed), Times::of(back))
 }
 
 pub fn an_accepter_that_was_frozen_is_back_at_once() {
@@ -59,7 +79,7 @@ fn frozen(dialler: bool) {
     let woken = Instant::now();
     still.signal(Signal::CONT);
     let back = caller.answered_since(woken, LONG).ended - woken;
-    let who = if dialler { "dialler" } else { "accepter" };
-    println!("the {who} was frozen: a call made after it woke is answered after {:.2} s", back.as_secs_f64());
+    let (who, failed) = (if dialler { "dialler" } else { "accepter" }, failures(&caller.end()));
+    println!("the {who} was frozen: a call made after it woke is answered after {:.2} s; failed: {failed:?}", back.as_secs_f64());
     assert!(back <= BACK, "it took too long: {back:?}");
 }

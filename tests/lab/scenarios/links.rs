@@ -20,15 +20,15 @@ pub fn an_emulated_link_delays_loses_doubles_and_reorders_real_packets() {
     println!("untouched: {heard:?}");
     assert_eq!((heard.answers, heard.answered, heard.late), (all, all, 0));
 
-    link.forward(Conditions { delay: MS * 30, ..Conditions::default() });
-    link.back(Conditions { delay: MS * 10, ..Conditions::default() });
+    link.forward(Conditions { delay: MS * 30, ..Conditions::NONE });
+    link.back(Conditions { delay: MS * 10, ..Conditions::NONE });
     let heard = probe(&one, "10.7.0.2:7", DATAGRAMS);
     println!("30 ms there, 10 ms back: {heard:?}");
     assert!(heard.least >= MS * 40 && heard.median < MS * 50);
 
-    link.back(Conditions::default());
+    link.back(Conditions::NONE);
     let before = link.counts()[0];
-    link.forward(Conditions { loss: Loss::in_bursts(0.2, 3.0), duplicated: 0.1, ..Conditions::default() });
+    link.forward(Conditions { loss: Loss::in_bursts(0.2, 3.0), duplicated: 0.1, ..Conditions::NONE });
     let heard = probe(&one, "10.7.0.2:7", DATAGRAMS);
     let lost = link.counts()[0].lost - before.lost;
     let twice = link.counts()[0].duplicated - before.duplicated;
@@ -37,13 +37,13 @@ pub fn an_emulated_link_delays_loses_doubles_and_reorders_real_packets() {
     assert!((100..300).contains(&lost) && (50..120).contains(&twice));
     assert_eq!((heard.answered, heard.answers), (all - lost, all - lost + twice));
 
-    link.forward(Conditions { reordered: 0.1, held_back: MS * 20, ..Conditions::default() });
+    link.forward(Conditions { reordered: 0.1, held_back: MS * 20, ..Conditions::NONE });
     let heard = probe(&one, "10.7.0.2:7", DATAGRAMS);
     println!("10 % held back: {heard:?}");
     assert!((60..160).contains(&heard.late));
 
     // 128 bytes a packet with its headers, one a millisecond: half of them.
-    link.forward(Conditions { rate: Some(64_000), queue_bytes: 2_000, ..Conditions::default() });
+    link.forward(Conditions { rate: Some(64_000), queue_bytes: 2_000, ..Conditions::NONE });
     let heard = probe(&one, "10.7.0.2:7", DATAGRAMS);
     println!("half the rate: {heard:?}");
     assert!((450..600).contains(&heard.answered));
@@ -53,8 +53,8 @@ pub fn a_black_hole_is_of_one_direction() {
     let mut net = Net::new();
     let (one, other, link) = linked(&mut net);
     let _echo = echo(&other, "10.7.0.2:7");
-    let hole = Conditions { black_hole: true, ..Conditions::default() };
-    for (there, back) in [(hole, Conditions::default()), (Conditions::default(), hole)] {
+    let hole = Conditions { black_hole: true, ..Conditions::NONE };
+    for (there, back) in [(hole, Conditions::NONE), (Conditions::NONE, hole)] {
         let before = link.counts();
         link.forward(there);
         link.back(back);
@@ -63,6 +63,6 @@ pub fn a_black_hole_is_of_one_direction() {
         // The kernel has a few packets of its own to send.
         assert_eq!(arrived >= 100, back.black_hole, "{arrived} packets came back as far as the link");
     }
-    link.both(Conditions::default());
+    link.both(Conditions::NONE);
     assert_eq!(probe(&one, "10.7.0.2:7", 100).answers, 100);
 }

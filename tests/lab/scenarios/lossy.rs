@@ -24,7 +24,7 @@ pub fn calls_and_bytes_per_second_by_loss() {
     for percent in [0, 1, 5, 12] {
         let _sink = other.serve(&format!("bulk/sink{percent}"), &format!("cat > sink{percent}"), &["--stream", "--raw"]);
         let loss = Loss::even(f64::from(percent) / 100.0);
-        link.both(Conditions { delay: Duration::from_millis(25), loss, ..Conditions::default() });
+        link.both(Conditions { delay: Duration::from_millis(25), loss, ..Conditions::NONE });
         let calls = rate(&one.socket(), "other", IN_FLIGHT, time);
         let bytes = bytes_per_second(&one, &other, &format!("sink{percent}"), time);
         let calls = calls.map_or_else(|why| why, |calls| format!("{calls:9.0}"));

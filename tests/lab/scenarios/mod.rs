@@ -24,9 +24,10 @@ pub fn all() -> Vec<Scenario> {
         outage::what_only_they_send_gets_lost_and_both_notice,
         uplink::no_call_fails_when_the_diallers_uplink_moves,
         uplink::no_call_fails_when_the_accepters_uplink_moves,
-        nat::nobody_notices_a_new_mapping_on_the_same_port,
-        nat::nobody_notices_a_new_mapping_on_another_port,
+        nat::nobody_notices_that_a_router_forgets_its_mapping,
+        nat::nobody_notices_that_a_router_forgets_its_mapping_and_takes_another_port,
         crash::a_killed_and_restarted_peer_is_noticed_at_once,
+        crash::a_killed_and_restarted_peer_is_noticed_though_nobody_calls,
         crash::an_accepter_that_was_frozen_is_back_at_once,
         crash::a_dialler_that_was_frozen_is_back_at_once,
     ];

@@ -9,18 +9,7 @@ use crate::node::{Home, LONG, Mark, Node, at, text, until};
 use crate::stage::{connect, linked, ticket};
 
 const SECOND: Duration = Duration::from_secs(1);
-const HOLE: Conditions = Conditions { black_hole: true, ..NOTHING };
-const NOTHING: Conditions = Conditions {
-    delay: Duration::ZERO,
-    jitter: Duration::ZERO,
-    loss: crate::link::Loss { to_bad: 0.0, to_good: 0.0, in_good: 0.0, in_bad: 0.0 },
-    duplicated: 0.0,
-    reordered: 0.0,
-    held_back: Duration::ZERO,
-    rate: None,
-    queue_bytes: 0,
-    black_hole: false,
-};
+const HOLE: Conditions = Conditions { black_hole: true, ..Conditions::NONE };
 
 /// An idle session asks every 5 s and waits 3 s for the answer; the rest is the machine's.
 const NOTICED: Duration = Duration::from_secs(10);
@@ -57,10 +46,14 @@ fn a_call_outlives_eight_seconds_without_a_packet(through_a_node: bool) {
     at(began + SECOND);
     link.both(HOLE);
     at(began + SECOND * 9);
-    link.both(NOTHING);
+    link.both(Conditions::NONE);
     let returned = Instant::now();
     let done = call.wait_with_output().unwrap();
-    println!("{} after the network's return: {}", seconds(returned.elapsed()), text(&done).trim());
+    println!(
+        "eight seconds without a packet: {} after the network's return: {}",
+        seconds(returned.elapsed()),
+        text(&done).trim()
+    );
     assert!(done.status.success(), "the call failed: {}", text(&done));
     assert_eq!(String::from_utf8_lossy(&done.stdout).trim(), r#""done""#);
     assert_eq!(runs(), 1, "the function ran so many times");
@@ -70,6 +63,9 @@ fn a_call_outlives_eight_seconds_without_a_packet(through_a_node: bool) {
     }
     if through_a_node {
         lost_and_resumed_once(&other_up, marks.1);
+    } else {
+        let told = other_up.sessions_since(Mark::START);
+        assert!(told.is_empty(), "of a visitor nothing is told: {told:#?}");
     }
 }
 
@@ -83,11 +79,11 @@ fn lost_and_resumed_once(node: &Node, since: Mark) {
 }
 
 pub fn what_only_we_send_gets_lost_and_both_notice() {
-    one_way(HOLE, NOTHING);
+    one_way(HOLE, Conditions::NONE);
 }
 
 pub fn what_only_they_send_gets_lost_and_both_notice() {
-    one_way(NOTHING, HOLE);
+    one_way(Conditions::NONE, HOLE);
 }
 
 fn one_way(forward: Conditions, back: Conditions) {
@@ -103,16 +99,20 @@ fn one_way(forward: Conditions, back: Conditions) {
     link.back(back);
     let noticed = [one_up.event(here, "disconnected", NOTICED), other_up.event(there, "disconnected", NOTICED)];
     println!(
-        "noticed after {} where it was dialled, {} at the other end",
+        "one way lost: noticed after {} where it was dialled, {} at the other end",
         seconds(noticed[0].0 - cut),
         seconds(noticed[1].0 - cut)
     );
 
     let (here, there) = (one_up.mark(), other_up.mark());
     let healed = Instant::now();
-    link.both(NOTHING);
+    link.both(Conditions::NONE);
     let back = [one_up.event(here, "connected", LONG), other_up.event(there, "connected", LONG)];
-    println!("back after {} where it was dialled, {} at the other end", seconds(back[0].0 - healed), seconds(back[1].0 - healed));
+    println!(
+        "one way lost: back after {} where it was dialled, {} at the other end",
+        seconds(back[0].0 - healed),
+        seconds(back[1].0 - healed)
+    );
     assert!(back.iter().all(|(when, _)| *when - healed <= BACK), "it took too long to come back");
 }
 

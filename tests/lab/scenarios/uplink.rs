@@ -37,6 +37,7 @@ fn no_call_fails_when_an_uplink_moves(dialler_moves: bool) {
     let (dialler, accepter) = if dialler_moves { (moving, staying) } else { (staying, moving) };
     connect(dialler, accepter, &ticket(accepter.1));
 
+    let mark = dialler.1.mark();
     let caller = Caller::start(&dialler.0.socket(), "other", CALLS_PER_SECOND);
     caller.answered_since(Instant::now(), LONG);
     let switches = if is_long() { 100 } else { 3 };
@@ -54,8 +55,11 @@ fn no_call_fails_when_an_uplink_moves(dialler_moves: bool) {
     let done = caller.end();
     let (who, failed) = (if dialler_moves { "dialler" } else { "accepter" }, failures(&done));
     println!("the {who}'s uplink moves: next answer after {times}; {} calls, failed: {failed:?}", done.len());
-    println!("events since the start: {}", dialler.1.sessions_since(crate::node::Mark::START).len());
+    let told = dialler.1.sessions_since(mark);
+    let anew: Vec<_> = told.iter().filter(|(_, event)| event["resumed"] == false).collect();
+    println!("the {who}'s uplink moves: {} events of the session at the dialler, for {switches} moves", told.len());
     assert!(failed.is_empty(), "calls failed");
+    assert!(anew.is_empty(), "a session began anew: {anew:#?}");
     assert!(times.share(0.5) <= Duration::from_secs(1) && times.share(0.99) <= Duration::from_secs(3), "{times}");
 }
 
