@@ -1,7 +1,7 @@
 //! The lab: the real binary on networks of its own, with links that lose, delay and cut what they carry. Where the machine lacks
 //! the rights its trials are ignored, and say why; with `VOLT_LAB=required` that is a failure.
 //!
-//! `VOLT_LONG=1` is the long form, `VOLT_LAB_SEED` repeats what was left to chance. Names and threads as with any test:
+//! `VOLT_LONG=1` is the long form, `VOLT_SEED` repeats what was left to chance. Names and threads as with any test:
 //! `cargo test --test lab -- uplink --test-threads 1`.
 
 #[cfg(target_os = "linux")]
@@ -86,7 +86,7 @@ fn with_rights(only_list: bool) -> Vec<Trial> {
         None if only_list => {}
         None => {
             net::remove_stale();
-            println!("seed {}; VOLT_LAB_SEED repeats it", stage::seed());
+            println!("seed {}; VOLT_SEED repeats it", stage::seed());
         }
     }
     let trial = |name: &'static str, alone: bool, scenario: fn()| {

@@ -8,15 +8,15 @@ use crate::node::{Home, LONG, Mark, Node};
 
 /// Whether the long form was asked for.
 pub fn is_long() -> bool {
-    std::env::var("VOLT_LONG").is_ok_and(|value| value == "1")
+    std::env::var_os("VOLT_LONG").is_some()
 }
 
 /// The seed of everything that is left to chance.
 pub fn seed() -> u64 {
     use std::sync::OnceLock;
     static SEED: OnceLock<u64> = OnceLock::new();
-    *SEED.get_or_init(|| match std::env::var("VOLT_LAB_SEED") {
-        Ok(seed) => seed.parse().expect("VOLT_LAB_SEED is a number"),
+    *SEED.get_or_init(|| match std::env::var("VOLT_SEED") {
+        Ok(seed) => seed.parse().expect("VOLT_SEED is a number"),
         Err(_) => rand::random::<u32>().into(),
     })
 }
