@@ -9,6 +9,8 @@ use crate::stage::linked;
 
 const MS: Duration = Duration::from_millis(1);
 const DATAGRAMS: u32 = 1_000;
+/// The kernel sends a few packets of its own, which are counted too.
+const OF_THE_KERNEL: u64 = 5;
 
 pub fn an_emulated_link_delays_loses_doubles_and_reorders_real_packets() {
     let mut net = Net::new();
@@ -35,7 +37,8 @@ pub fn an_emulated_link_delays_loses_doubles_and_reorders_real_packets() {
     println!("20 % lost, 10 % twice: {heard:?}, {lost} lost");
     // Bursts vary a lot in a thousand packets; that each is counted does not.
     assert!((100..300).contains(&lost) && (50..120).contains(&twice));
-    assert_eq!((heard.answered, heard.answers), (all - lost, all - lost + twice));
+    assert!((heard.answered + lost).abs_diff(all) <= OF_THE_KERNEL);
+    assert!((heard.answered + twice).abs_diff(heard.answers) <= OF_THE_KERNEL);
 
     link.forward(Conditions { reordered: 0.1, held_back: MS * 20, ..Conditions::NONE });
     let heard = probe(&one, "10.7.0.2:7", DATAGRAMS);
@@ -60,8 +63,8 @@ pub fn a_black_hole_is_of_one_direction() {
         link.back(back);
         assert_eq!(probe(&one, "10.7.0.2:7", 100).answers, 0);
         let arrived = link.counts()[1].seen - before[1].seen;
-        // The kernel has a few packets of its own to send.
-        assert_eq!(arrived >= 100, back.black_hole, "{arrived} packets came back as far as the link");
+        let expected = if back.black_hole { 100 } else { 0 };
+        assert!(arrived.abs_diff(expected) <= OF_THE_KERNEL, "{arrived} packets came back as far as the link");
     }
     link.both(Conditions::NONE);
     assert_eq!(probe(&one, "10.7.0.2:7", 100).answers, 100);
