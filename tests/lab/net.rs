@@ -92,6 +92,12 @@ impl Space {
         must(Command::new("ip").args(["-n", self.name(), "-batch", "-"]), commands);
     }
 
+    /// Whether the kernel sends and receives by a device: it is up, and so is what it is connected to.
+    pub fn is_in_use(&self, device: &str) -> bool {
+        let state = self.command("cat").arg(format!("/sys/class/net/{device}/operstate")).output().unwrap();
+        state.stdout == b"up\n"
+    }
+
     /// A program that runs there.
     pub fn command(&self, program: &str) -> Command {
         let mut command = Command::new("ip");

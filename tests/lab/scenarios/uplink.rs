@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use crate::caller::{Caller, failures};
 use crate::net::{Net, Space};
-use crate::node::{Home, LONG, at};
+use crate::node::{Home, LONG, at, until};
 use crate::stage::{Times, connect, is_long, ticket};
 
 const CALLS_PER_SECOND: u32 = 200;
@@ -41,13 +41,18 @@ fn no_call_fails_when_an_uplink_moves(dialler_moves: bool) {
     let caller = Caller::start(&dialler.0.socket(), "other", CALLS_PER_SECOND);
     caller.answered_since(Instant::now(), LONG);
     let switches = if is_long() { 100 } else { 3 };
+    let mut unused = Vec::new();
     let times = Times::of((0..switches).map(|switch| {
         at(Instant::now() + QUIET);
         let (from, to) = if switch % 2 == 0 { (1, 2) } else { (2, 1) };
         withdraw(&mobile, from);
         let gone = Instant::now();
         mobile.ip(&format!("link set up{to} up\naddr add 10.1.{to}.2/24 dev up{to}\nroute add default via 10.1.{to}.1"));
+        // The kernel takes up to a second until it uses a link that has come up.
+        let ends = [(&mobile, format!("up{to}")), (&router, format!("mobile{to}"))];
+        until("the link is used", LONG, || ends.iter().all(|(space, device)| space.is_in_use(device)).then_some(()));
         let back = Instant::now();
+        unused.push(back - gone);
         let took = caller.answered_since(gone, LONG).ended.saturating_duration_since(back);
         caller.settled_before(Instant::now(), LONG);
         took
@@ -57,6 +62,7 @@ fn no_call_fails_when_an_uplink_moves(dialler_moves: bool) {
     println!("the {who}'s uplink moves: next answer after {times}; {} calls, failed: {failed:?}", done.len());
     let told = dialler.1.sessions_since(mark);
     let anew: Vec<_> = told.iter().filter(|(_, event)| event["resumed"] == false).collect();
+    println!("the {who}'s uplink moves: without any network for {}", Times::of(unused));
     println!("the {who}'s uplink moves: {} events of the session at the dialler, for {switches} moves", told.len());
     assert!(failed.is_empty(), "calls failed");
     assert!(anew.is_empty(), "a session began anew: {anew:#?}");
