@@ -298,6 +298,22 @@ impl Path {
         self.look_at = Some(Instant::now());
     }
 
+    /// Whether the path does not answer, and another should be tried beside it.
+    pub fn is_suspect(&self) -> bool {
+        self.liveness.is_suspect(Instant::now().into_std())
+    }
+
+    /// The application stops running: nothing is asked of the path.
+    pub fn suspend(&mut self) {
+        self.liveness.suspend();
+    }
+
+    /// It runs again, and the path has to prove itself.
+    pub fn resume(&mut self) {
+        self.liveness.resume();
+        self.look_at = Some(Instant::now());
+    }
+
     /// Looks at the time: pings, or finds the path dead.
     pub fn tick(&mut self) -> Option<PathEvent> {
         let now = Instant::now();
