@@ -75,9 +75,10 @@ pub enum Next {
     Bytes(Bytes),
     /// The end.
     Finish,
-    /// It gives up with this code.
+    /// It gives up with this code: the peer knows nothing of the stream yet.
     Reset(u8),
-    /// Nothing for now: whoever writes to the stream goes on from here.
+    /// Nothing for now: whoever writes to the stream goes on from here. Nor if it was given up: then the peer is told so beside the
+    /// path stream, where a reset could overtake the head that says which stream it is.
     Nothing,
     /// The stream is over.
     Over,
@@ -461,7 +462,8 @@ impl<S: Default> Streams<S> {
         let Some(stream) = self.live.get_mut(&id) else { return Next::Over };
         stream.carried = at;
         let next = match (stream.state, stream.sending.piece(at)) {
-            (Sends::Reset(code), _) => Next::Reset(code),
+            (Sends::Reset(code), _) if stream.acked == 0 => Next::Reset(code),
+            (Sends::Reset(_), _) => Next::Nothing,
             (Sends::Stopped(_), _) => Next::Finish,
             (_, Some(bytes)) => Next::Bytes(bytes),
             (Sends::Finished, None) => Next::Finish,
