@@ -94,6 +94,8 @@ pub struct Streams<S> {
     allocator: Allocator,
     accepter: Accepter,
     live: HashMap<u64, Stream<S>, BuildHasherDefault<IdHasher>>,
+    /// Resets and stops of streams of the peer's that have not come yet: what is said beside a path stream may overtake it.
+    early: HashMap<u64, LiveStream, BuildHasherDefault<IdHasher>>,
     /// Streams of ours that are over, and the peer does not know.
     over: Vec<u64>,
     /// Streams of which more has come than the peer knows.
@@ -142,6 +144,7 @@ impl<S: Default> Streams<S> {
             allocator: Allocator::new(side),
             accepter: Accepter::new(side.peer()),
             live: HashMap::default(),
+            early: HashMap::default(),
             over: Vec::new(),
             news: Vec::new(),
             untold: 0,
@@ -193,7 +196,11 @@ impl<S: Default> Streams<S> {
     pub fn accept(&mut self, id: u64) -> Result<Accepted, IdError> {
         let accepted = self.accepter.accept(id)?;
         if accepted == Accepted::Fresh {
-            self.live.insert(id, Stream::new());
+            let mut stream = Stream::new();
+            if let Some(early) = self.early.remove(&id) {
+                stream.ends(&early, &self.budget);
+            }
+            self.live.insert(id, stream);
         }
         Ok(accepted)
     }
@@ -379,6 +386,7 @@ impl<S: Default> Streams<S> {
             }
             for id in (0..run.count).map(id) {
                 self.accepter.over(id);
+                self.early.remove(&id);
                 self.remove(id, wake);
             }
         }
@@ -386,9 +394,18 @@ impl<S: Default> Streams<S> {
             if let Some(stream) = self.live.get_mut(&standing.stream) {
                 stream.heard(standing, &self.budget)?;
                 wake(&mut stream.slot);
+            } else {
+                self.heard_early(standing);
             }
         }
         Ok(())
+    }
+
+    fn heard_early(&mut self, standing: &LiveStream) {
+        let ends = standing.reset.is_some() || standing.stop.is_some();
+        if ends && self.accepter.may_come(standing.stream) && self.early.len() < limits::LIVE_STREAMS {
+            self.early.insert(standing.stream, standing.clone());
+        }
     }
 
     /// Where all streams stand, for an attach: the lowest id not opened yet, and the live ones by rising id.
@@ -418,8 +435,11 @@ impl<S: Default> Streams<S> {
         for standing in theirs {
             if let Some(stream) = self.live.get_mut(&standing.stream) {
                 stream.heard(standing, &self.budget)?;
+            } else {
+                self.heard_early(standing);
             }
         }
+        self.early.retain(|id, _| self.accepter.may_come(*id));
         // What was over before the list was made is not in it; said again it changes nothing.
         let mut ours: Vec<u64> = self.live.keys().copied().filter(|id| self.side.opens(*id)).collect();
         ours.sort_unstable();
@@ -481,6 +501,7 @@ impl<S: Default> Streams<S> {
         }
         self.over.clear();
         self.news.clear();
+        self.early.clear();
     }
 
     fn remove(&mut self, id: u64, wake: &mut impl FnMut(&mut S)) -> bool {
@@ -547,6 +568,12 @@ impl<S> Stream<S> {
         }
         self.acked = self.acked.max(standing.received);
         self.sending.forget(self.acked.min(self.carried), budget);
+        self.ends(standing, budget);
+        Ok(())
+    }
+
+    /// What the peer says of the ends of this stream.
+    fn ends(&mut self, standing: &LiveStream, budget: &Budget) {
         if let Some(code) = standing.stop {
             self.stopped(code.into(), budget);
         }
@@ -555,7 +582,6 @@ impl<S> Stream<S> {
         {
             self.reset = Some(code.into());
         }
-        Ok(())
     }
 
     fn stopped(&mut self, code: u64, budget: &Budget) {
@@ -583,3 +609,6 @@ impl Hasher for IdHasher {
         self.0 = id.wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(26);
     }
 }
+
+#[cfg(test)]
+mod tests;
