@@ -450,7 +450,8 @@ impl<S: Default> Streams<S> {
     /// A stream of ours goes on, on another path: how that begins, and with its slot.
     pub fn carry(&mut self, id: u64) -> Option<(Head, &mut S)> {
         let stream = self.live.get_mut(&id)?;
-        let offset = stream.sending.base();
+        // What was given up is kept no more; the peer need not have all of it.
+        let offset = stream.sending.base().min(stream.acked);
         stream.carried = offset;
         Some((Head::CarriedOn { stream: id, offset, received: stream.received }, &mut stream.slot))
     }

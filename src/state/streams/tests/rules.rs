@@ -1,7 +1,10 @@
 //! Single rules by example, and what the model found.
 
-use super::super::{Ended, Streams};
+use bytes::Bytes;
+
+use super::super::{Ended, Next, Streams};
 use crate::proto::control::{LiveStream, Progress};
+use crate::proto::stream::Head;
 use crate::state::budget::Budget;
 use crate::state::ids::{Accepted, Side};
 
@@ -22,6 +25,12 @@ fn tell(from: &mut Plain, to: &mut Plain) {
     while let Some(progress) = from.progress() {
         to.told(&progress, &mut |()| {}).expect("both are honest");
     }
+}
+
+fn attach(number: u64, a: &mut Plain, b: &mut Plain) {
+    let (of_a, of_b) = (a.standing(), b.standing());
+    a.attached(number, of_b.0, &of_b.1, &mut |()| {}).expect("both are honest");
+    b.attached(number, of_a.0, &of_a.1, &mut |()| {}).expect("both are honest");
 }
 
 #[test]
@@ -47,4 +56,24 @@ fn what_was_said_early_of_a_stream_that_never_comes_is_forgotten() {
     let nobodys = [1, 2 * 20_000].map(|id| LiveStream { stop: Some(1), ..standing(id) });
     accepter.told(&Progress { over: Vec::new(), live: nobodys.into() }, &mut |()| {}).expect("it is nothing to us");
     assert!(accepter.early.is_empty());
+}
+
+#[test]
+fn regression_a_stream_given_up_goes_on_where_the_peer_is() {
+    for (reset, finished) in [(true, false), (false, false), (false, true)] {
+        let (mut opener, mut accepter) = two();
+        let id = opener.open();
+        assert_eq!(opener.push(id, &Bytes::from_static(&[7; 100]), finished), Ok(100));
+        assert_eq!(accepter.accept(id), Ok(Accepted::Fresh));
+        let _ = accepter.received(id, 10);
+        if reset {
+            let _ = opener.reset(id, 2);
+        } else {
+            let _ = accepter.stop(id, 2);
+        }
+        attach(1, &mut opener, &mut accepter);
+        let Some((Head::CarriedOn { offset, received, .. }, ())) = opener.carry(id) else { panic!("it is live") };
+        assert_eq!(accepter.carried(id, offset, received).map(|(skip, ())| skip), Ok(0));
+        assert_eq!(opener.next(id, offset), if reset { Next::Reset(2) } else { Next::Finish });
+    }
 }
