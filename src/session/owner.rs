@@ -296,7 +296,7 @@ impl Owner {
     /// Puts the session, or a new one, on a link.
     async fn put_on(&mut self, greeted: Greeted) -> Result<Arc<Attached>, ControlError> {
         let Greeted { agreement, send, recv } = greeted;
-        let Agreement { link, hello, session, attach, resumed, theirs } = agreement;
+        let Agreement { link, hello, session, attach, resumed, said, theirs } = agreement;
         let core = match &resumed {
             // Between the greeting and now it may have ended.
             Some(core) if core.is_resumable() => core.clone(),
@@ -313,7 +313,7 @@ impl Owner {
         if let Some(old) = self.path.take() {
             self.leave(&old);
         }
-        let ours = core.table().streams.attached(attach, theirs.next_id, &theirs.live, &mut Slot::wake);
+        let ours = core.table().streams.attached(attach, &said, (theirs.next_id, &theirs.live), &mut Slot::wake);
         let ours = match ours {
             Ok(ours) => ours,
             Err(violation) => {

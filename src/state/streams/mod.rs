@@ -335,6 +335,7 @@ impl<S: Default> Streams<S> {
             return None;
         }
         self.over.sort_unstable();
+        self.over.dedup();
         let mut over: Vec<Run> = Vec::new();
         let mut taken = 0;
         for id in &self.over {
@@ -408,23 +409,25 @@ impl<S: Default> Streams<S> {
         }
     }
 
-    /// Where all streams stand, for an attach: the lowest id not opened yet, and the live ones by rising id.
+    /// Where all streams stand, for an attach: the lowest id not opened yet, and the live ones by rising id. What was said is to
+    /// be kept for [`Streams::attached`].
     pub fn standing(&self) -> (u64, Vec<LiveStream>) {
         let mut live: Vec<LiveStream> = self.live.iter().map(|(id, stream)| stream.standing(*id)).collect();
         live.sort_unstable_by_key(|stream| stream.stream);
         (self.allocator.next_id(), live)
     }
 
-    /// Another path takes over, under this number; the peer has told where its streams stand. Gives the streams of ours that are
-    /// to be carried on. `wake` is called for each slot whose stream may have changed.
+    /// Another path takes over, under this number. Each side has told where its streams stand, we `said` it some time ago: what
+    /// was told since then may have been lost with the path before, and is told again. Gives the streams of ours that are to be
+    /// carried on. `wake` is called for each slot whose stream may have changed.
     ///
     /// # Errors
     /// [`Violation`]: the peer broke the protocol; the session cannot go on.
     pub fn attached(
         &mut self,
         attach: u64,
-        next_id: u64,
-        theirs: &[LiveStream],
+        said: &[LiveStream],
+        (next_id, theirs): (u64, &[LiveStream]),
         wake: &mut impl FnMut(&mut S),
     ) -> Result<Vec<u64>, Violation> {
         self.attach = attach;
@@ -440,11 +443,25 @@ impl<S: Default> Streams<S> {
             }
         }
         self.early.retain(|id, _| self.accepter.may_come(*id));
-        // What was over before the list was made is not in it; said again it changes nothing.
+        self.tell_again(said);
         let mut ours: Vec<u64> = self.live.keys().copied().filter(|id| self.side.opens(*id)).collect();
         ours.sort_unstable();
         self.live.values_mut().for_each(|stream| wake(&mut stream.slot));
         Ok(ours)
+    }
+
+    /// What has changed since this was said. What was over before is not in it, and said again it changes nothing.
+    fn tell_again(&mut self, said: &[LiveStream]) {
+        let over = said.iter().map(|standing| standing.stream).filter(|id| self.side.opens(*id) && !self.live.contains_key(id));
+        self.over.extend(over);
+        let known = |id: u64| said.binary_search_by_key(&id, |standing| standing.stream).ok().map(|at| &said[at]);
+        for (id, stream) in &mut self.live {
+            let now = stream.standing(*id);
+            let changed = known(*id).map_or_else(|| Stream::<S>::new().standing(*id) != now, |said| *said != now);
+            if changed && !std::mem::replace(&mut stream.news, true) {
+                self.news.push(*id);
+            }
+        }
     }
 
     /// A stream of ours goes on, on another path: how that begins, and with its slot.

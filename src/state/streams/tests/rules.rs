@@ -27,10 +27,14 @@ fn tell(from: &mut Plain, to: &mut Plain) {
     }
 }
 
+fn takes_over(number: u64, end: &mut Plain, said: &(u64, Vec<LiveStream>), theirs: &(u64, Vec<LiveStream>)) {
+    end.attached(number, &said.1, (theirs.0, &theirs.1), &mut |()| {}).expect("both are honest");
+}
+
 fn attach(number: u64, a: &mut Plain, b: &mut Plain) {
     let (of_a, of_b) = (a.standing(), b.standing());
-    a.attached(number, of_b.0, &of_b.1, &mut |()| {}).expect("both are honest");
-    b.attached(number, of_a.0, &of_a.1, &mut |()| {}).expect("both are honest");
+    takes_over(number, a, &of_a, &of_b);
+    takes_over(number, b, &of_b, &of_a);
 }
 
 #[test]
@@ -76,4 +80,28 @@ fn regression_a_stream_given_up_goes_on_where_the_peer_is() {
         assert_eq!(accepter.carried(id, offset, received).map(|(skip, ())| skip), Ok(0));
         assert_eq!(opener.next(id, offset), if reset { Next::Reset(2) } else { Next::Finish });
     }
+}
+
+#[test]
+fn regression_what_was_told_after_the_attach_list_and_lost_with_the_path_is_told_again() {
+    let (mut opener, mut accepter) = two();
+    let [over, read, ended, stopped] = [0; 4].map(|_| opener.open());
+    for id in [over, read, ended, stopped] {
+        assert_eq!(opener.push(id, &Bytes::from_static(b"hello"), false), Ok(5));
+        assert_eq!(accepter.accept(id), Ok(Accepted::Fresh));
+    }
+    let (of_opener, of_accepter) = (opener.standing(), accepter.standing());
+    let _ = (opener.over(over), accepter.received(read, 5), accepter.ended(ended), accepter.stop(stopped, 1));
+    // On the path before, whose end it does not reach.
+    assert!(opener.progress().is_some() && accepter.progress().is_some());
+    takes_over(1, &mut opener, &of_opener, &of_accepter);
+    takes_over(1, &mut accepter, &of_accepter, &of_opener);
+    tell(&mut opener, &mut accepter);
+    tell(&mut accepter, &mut opener);
+    assert_eq!((accepter.len(), accepter.accepted()), (3, 3));
+    assert_eq!((opener.live[&read].acked, opener.sends(stopped)), (5, Err(Ended::Stopped(1))));
+    assert!(!opener.has_news() && !accepter.has_news());
+    // Nothing more to say, nothing is said.
+    attach(2, &mut opener, &mut accepter);
+    assert_eq!((opener.progress(), accepter.progress()), (None, None));
 }
