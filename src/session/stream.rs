@@ -275,6 +275,11 @@ impl StreamRecv {
         Self { attached, id, path: Some(path), first, skip: 0, carried_on: false, ended: false }
     }
 
+    /// The stream was on another path before anything of it came here.
+    pub(super) fn was_carried_on(&mut self) {
+        self.carried_on = true;
+    }
+
     /// The next bytes in order; `None` at the end. Waits for another path when there is none. Cancel-safe.
     ///
     /// # Errors
