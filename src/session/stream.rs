@@ -6,7 +6,7 @@ use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 
 use super::attached::Attached;
 use super::core::{Core, SessionEnd};
@@ -111,10 +111,15 @@ impl StreamSend {
         let mut head = std::mem::take(&mut self.uncounted);
         loop {
             let own = bytes.slice(head..);
-            let taken = poll_fn(|cx| self.keep(cx, &own, last)).await?;
+            let (taken, moved) = poll_fn(|cx| self.keep(cx, &own, last)).await?;
             let whole = taken == own.len();
             drop(own);
-            self.hand(bytes.split_to(head + taken)).await?;
+            let mut piece = bytes.split_to(head + taken);
+            if moved {
+                // Whoever carried the stream on has sent the head that this path wants.
+                piece.advance(head);
+            }
+            self.hand(piece).await?;
             head = 0;
             if whole {
                 break;
@@ -129,8 +134,9 @@ impl StreamSend {
         Ok(())
     }
 
-    /// Takes bytes into the session's keeping, and learns who sends them.
-    fn keep(&mut self, cx: &Context<'_>, bytes: &Bytes, last: bool) -> Poll<Result<usize, StreamError>> {
+    /// Takes bytes into the session's keeping, and learns who sends them: how many were taken, and whether this half goes on on
+    /// another path from here.
+    fn keep(&mut self, cx: &Context<'_>, bytes: &Bytes, last: bool) -> Poll<Result<(usize, bool), StreamError>> {
         let mut table = self.attached.core().table();
         if let Some(end) = &table.ended {
             return Poll::Ready(Err(end.clone().into()));
@@ -141,6 +147,7 @@ impl StreamSend {
             slot.writer = Some(cx.waker().clone());
             return Poll::Pending;
         }
+        let moved = matches!(slot.sending, Sending::Ready(_));
         match std::mem::take(&mut slot.sending) {
             Sending::Writer => {}
             Sending::Task => {
@@ -154,7 +161,7 @@ impl StreamSend {
                 self.attached = attached;
             }
         }
-        Poll::Ready(Ok(taken))
+        Poll::Ready(Ok((taken, moved)))
     }
 
     /// Hands bytes to the path, if this half is the one that does.
