@@ -256,7 +256,7 @@ impl Drop for StreamSend {
     fn drop(&mut self) {
         self.reset(StreamCode::Cancelled);
         if self.core().resume_window().is_zero() {
-            self.core().table().streams.dropped(self.id);
+            self.core().dropped(self.id);
         }
     }
 }
@@ -467,7 +467,7 @@ impl Drop for StreamRecv {
         }
         self.stop(StreamCode::Cancelled);
         if self.core().resume_window().is_zero() {
-            self.core().table().streams.dropped(self.id);
+            self.core().dropped(self.id);
         }
     }
 }

@@ -130,6 +130,9 @@ enum Sends {
     Stopped(u64),
 }
 
+/// The longest run of streams of which each is looked at, live or not. Longer ones are said in parts.
+const RUN: u64 = limits::LIVE_STREAMS as u64;
+
 /// The number an attach list has for "from here on nothing holds back what is acknowledged".
 const FREE: u64 = u64::MAX;
 
@@ -341,13 +344,15 @@ impl<S: Default> Streams<S> {
         for id in &self.over {
             let runs = over.len();
             match over.last_mut() {
-                Some(run) if run.first + 2 * run.count == *id => run.count += 1,
+                Some(run) if run.first + 2 * run.count == *id && run.count < RUN => run.count += 1,
                 _ if runs == limits::PROGRESS_ENTRIES => break,
                 _ => over.push(Run { first: *id, count: 1 }),
             }
             taken += 1;
         }
         self.over.drain(..taken);
+        // Of those that are over meanwhile there is nothing to say, nor may they stand for those of which there is.
+        self.news.retain(|id| self.live.contains_key(id));
         let from = self.news.len().saturating_sub(limits::PROGRESS_ENTRIES);
         let mut news = self.news.split_off(from);
         news.sort_unstable();
@@ -377,7 +382,7 @@ impl<S: Default> Streams<S> {
                 return Err(IdError::WrongParity.into());
             }
             // A peer may name as many as it likes: those that are here bound the work.
-            if run.count > limits::LIVE_STREAMS as u64 {
+            if run.count > RUN {
                 let named = |live: &u64| (run.first..id(run.count)).contains(live) && self.side.peer().opens(*live);
                 let over: Vec<u64> = self.live.keys().copied().filter(named).collect();
                 for id in over {
@@ -478,6 +483,9 @@ impl<S: Default> Streams<S> {
     /// # Errors
     /// [`Violation`]: it cannot go on there. `Closed` is an id that is over.
     pub fn carried(&mut self, id: u64, offset: u64, received: u64) -> Result<(u64, &mut S), Violation> {
+        if !self.side.peer().opens(id) {
+            return Err(IdError::WrongParity.into());
+        }
         let budget = &self.budget;
         let stream = self.live.get_mut(&id).ok_or(IdError::Closed)?;
         if received > stream.sending.end() {
@@ -540,6 +548,10 @@ impl<S: Default> Streams<S> {
             && !std::mem::replace(&mut stream.news, true)
         {
             self.news.push(id);
+            // A peer that never lets itself be told must not have us remember all that is over.
+            if self.news.len() > 2 * self.live.len() + limits::PROGRESS_ENTRIES {
+                self.news.retain(|id| self.live.contains_key(id));
+            }
         }
         self.ask(self.untold >= limits::PROGRESS_BYTES)
     }

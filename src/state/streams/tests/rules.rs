@@ -105,3 +105,42 @@ fn regression_what_was_told_after_the_attach_list_and_lost_with_the_path_is_told
     attach(2, &mut opener, &mut accepter);
     assert_eq!((opener.progress(), accepter.progress()), (None, None));
 }
+
+#[test]
+fn regression_streams_that_are_over_do_not_hide_that_others_have_news() {
+    let (mut opener, mut accepter) = two();
+    let ids: Vec<u64> = (0..2_000).map(|_| opener.open()).collect();
+    for id in &ids {
+        assert_eq!(accepter.accept(*id), Ok(Accepted::Fresh));
+        let _ = accepter.received(*id, 0);
+    }
+    for id in &ids[1..] {
+        let _ = opener.over(*id);
+    }
+    tell(&mut opener, &mut accepter);
+    assert_eq!(accepter.progress(), Some(Progress { over: Vec::new(), live: vec![standing(ids[0])] }));
+    assert!(!accepter.has_news());
+}
+
+#[test]
+fn what_nobody_lets_itself_be_told_is_not_remembered_without_end() {
+    let (mut opener, mut accepter) = two();
+    for _ in 0..5_000 {
+        let id = opener.open();
+        assert_eq!(accepter.accept(id), Ok(Accepted::Fresh));
+        let _ = (accepter.received(id, 1), opener.over(id));
+        tell(&mut opener, &mut accepter);
+    }
+    assert!(accepter.news.len() <= 1_100, "{} are remembered", accepter.news.len());
+}
+
+#[test]
+fn regression_none_of_many_streams_that_are_over_runs_when_it_comes_late() {
+    let (mut opener, mut accepter) = two();
+    let ids: Vec<u64> = (0..4_000).map(|_| opener.open()).collect();
+    for id in &ids {
+        let _ = opener.over(*id);
+    }
+    tell(&mut opener, &mut accepter);
+    assert!(ids.iter().all(|id| accepter.accept(*id).is_err()));
+}
