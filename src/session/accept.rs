@@ -103,11 +103,8 @@ impl Door {
         loop {
             match parse(&first) {
                 Parsed::Part => {}
-                Parsed::Whole(head @ Head::Fresh { stream }, len) if first.len() > len => {
-                    return self
-                        .fresh(stream, send, recv, first.slice(len..))
-                        .await
-                        .unwrap_or_else(|refused| refused.refuse(head));
+                Parsed::Whole(head @ Head::Fresh { .. }, len) if first.len() > len => {
+                    return self.fresh(head, send, recv, first.slice(len..)).await.unwrap_or_else(|refused| refused.refuse(head));
                 }
                 Parsed::Whole(Head::Fresh { .. }, _) => {}
                 Parsed::Whole(head, len) => return self.carried_on(head, send, recv, first.slice(len..)).await,
@@ -141,7 +138,7 @@ impl Door {
                         _ => return,
                     }
                 }
-                if let Err(refused) = self.fresh(head.stream(), send, recv, first).await {
+                if let Err(refused) = self.fresh(head, send, recv, first).await {
                     refused.refuse(head);
                 }
             }
@@ -155,7 +152,8 @@ impl Door {
     }
 
     /// A new stream: its first byte says what it is for.
-    async fn fresh(self, id: u64, send: PathSend, recv: PathRecv, first: Bytes) -> Result<(), Refused> {
+    async fn fresh(self, head: Head, send: PathSend, recv: PathRecv, first: Bytes) -> Result<(), Refused> {
+        let id = head.stream();
         let refused = |code, send, recv| Err(Refused { code, send, recv });
         let purpose = match first.first().copied().and_then(Purpose::from_byte) {
             Some(Purpose::Session) if id != 0 => None,
@@ -169,10 +167,13 @@ impl Door {
             }
             self.attached.core().has_room().await;
         }
-        let halves = self.attached.halves(id, first.slice(1..), send, recv);
+        let (send, mut recv) = self.attached.halves(id, first.slice(1..), send, recv);
+        if let Head::CarriedOn { .. } = head {
+            recv.was_carried_on();
+        }
         match purpose {
-            Purpose::Call => self.with_leave(halves),
-            Purpose::Session => drop(self.notices.try_send(Notices::accepted(halves))),
+            Purpose::Call => self.with_leave((send, recv)),
+            Purpose::Session => drop(self.notices.try_send(Notices::accepted((send, recv)))),
         }
         Ok(())
     }

@@ -224,6 +224,12 @@ impl Core {
         told
     }
 
+    /// A half of a stream is needed no more, of a session that is not to outlive its path.
+    pub(super) fn dropped(&self, id: u64) {
+        self.table().streams.dropped(id);
+        self.room.notify_waiters();
+    }
+
     /// Waits until fewer of the peer's streams are live than may be. Cancel-safe.
     pub(super) async fn has_room(&self) {
         loop {

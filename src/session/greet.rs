@@ -51,6 +51,8 @@ pub(super) struct Agreement {
     pub attach: u64,
     /// The session from before that goes on, if one does.
     pub resumed: Option<Arc<Core>>,
+    /// Where we said that ours stand.
+    pub said: Vec<LiveStream>,
     /// Where the peer's streams stand.
     pub theirs: Theirs,
 }
@@ -108,8 +110,8 @@ impl Hub {
         link.permit();
         let resumed = known.filter(|core| core.id() == session && core.boot() == hello.boot);
         let theirs = expect_attach(&mut recv, session, attach).await?;
-        send_attach(&mut send, Vec::new(), session, attach, (Side::Initiator, resumed.as_ref())).await?;
-        Ok(Greeted { agreement: Agreement { link: link.clone(), hello, session, attach, resumed, theirs }, send, recv })
+        let said = send_attach(&mut send, Vec::new(), session, attach, (Side::Initiator, resumed.as_ref())).await?;
+        Ok(Greeted { agreement: Agreement { link: link.clone(), hello, session, attach, resumed, said, theirs }, send, recv })
     }
 
     /// Says hello with this attach number, and gives the peer's.
@@ -163,9 +165,9 @@ impl Hub {
         let session = resumed.as_ref().map_or_else(SessionId::random, |core| core.id());
         link.permit();
         let own = Control::Hello(self.hello(link, Some(session), attach));
-        send_attach(&mut send, vec![own], session, attach, (Side::Acceptor, resumed.as_ref())).await?;
+        let said = send_attach(&mut send, vec![own], session, attach, (Side::Acceptor, resumed.as_ref())).await?;
         let theirs = expect_attach(&mut recv, session, attach).await?;
-        Ok(Greeted { agreement: Agreement { link: link.clone(), hello, session, attach, resumed, theirs }, send, recv })
+        Ok(Greeted { agreement: Agreement { link: link.clone(), hello, session, attach, resumed, said, theirs }, send, recv })
     }
 
     /// The roster's word on a link whose hello came in; waits while it is kept aside. The attach number agreed, or, if the one
@@ -303,24 +305,25 @@ fn check_version(hello: &Hello) -> Result<(), GreetError> {
     if (low..=high).contains(&VERSION) { Ok(()) } else { Err(GreetError::Version(low, high)) }
 }
 
-/// Attaches, and says where our streams stand if the session is one from before. The side is that of a new one.
+/// Attaches, and says where our streams stand if the session is one from before; gives what was said. The side is that of a new
+/// session.
 async fn send_attach(
     send: &mut ControlSend,
     mut before: Vec<Control>,
     session: SessionId,
     attach: u64,
     (side, resumed): (Side, Option<&Arc<Core>>),
-) -> Result<(), ControlError> {
+) -> Result<Vec<LiveStream>, ControlError> {
     let fresh = || (Allocator::new(side).next_id(), Vec::new());
     let (next_id, live) = resumed.map_or_else(fresh, |core| core.table().streams.standing());
     let mut parts = live.chunks(limits::PROGRESS_ENTRIES).map(<[LiveStream]>::to_vec).peekable();
     loop {
-        let live = parts.next().unwrap_or_default();
+        let part = parts.next().unwrap_or_default();
         let more = parts.peek().is_some();
-        before.push(Control::Attach(Attach { session, attach, next_id, live, more }));
+        before.push(Control::Attach(Attach { session, attach, next_id, live: part, more }));
         send.send(&std::mem::take(&mut before)).await?;
         if !more {
-            return Ok(());
+            return Ok(live);
         }
     }
 }

@@ -351,7 +351,7 @@ impl Owner {
     /// Puts the session, or a new one, on a link.
     async fn put_on(&mut self, greeted: Greeted) -> Result<Arc<Attached>, ControlError> {
         let Greeted { agreement, send, recv } = greeted;
-        let Agreement { link, hello, session, attach, resumed, theirs } = agreement;
+        let Agreement { link, hello, session, attach, resumed, said, theirs } = agreement;
         let core = match &resumed {
             // Between the greeting and now it may have ended.
             Some(core) if core.is_resumable() => core.clone(),
@@ -365,12 +365,13 @@ impl Owner {
                 Core::new(session, link.peer(), &hello, link.dialled(), &of)
             }
         };
-        if let Some(old) = self.path.take() {
-            self.leave(&old);
+        if let Some(old) = &self.path {
+            self.leave(old);
         }
-        let ours = core.table().streams.attached(attach, theirs.next_id, &theirs.live, &mut Slot::wake);
+        let ours = core.table().streams.attached(attach, &said, (theirs.next_id, &theirs.live), &mut Slot::wake);
         let ours = match ours {
             Ok(ours) => ours,
+            // What it was on is lost with that; whoever asked for this says so.
             Err(violation) => {
                 self.end(SessionEnd::Closed(DisconnectReason::Path(violation.to_string())));
                 return Err(violation.into());
@@ -382,12 +383,26 @@ impl Owner {
         let held = self.session.get_or_insert_with(|| Held::new(core.clone()));
         held.until = None;
         self.peer.set_core(Some(core));
+        // The old one goes before the new one begins.
+        self.path = None;
         self.path = Some(Path::start(&self.hub, attached.clone(), (send, recv), held.door(), ours));
         if resumed.is_none() && attached.link().dialled() {
             let begun = tokio::time::timeout(limits::ANSWER_BOUND, held.begin(&attached)).await;
-            begun.map_err(|_| ControlError::TimedOut("take the session's stream"))?.map_err(|_| ControlError::Ended)?;
+            let begun = begun.map_err(|_| ControlError::TimedOut("take the session's stream"));
+            if let Err(error) = begun.and_then(|begun| begun.map_err(|_| ControlError::Ended)) {
+                self.take_back(&error);
+                return Err(error);
+            }
         }
         Ok(attached)
+    }
+
+    /// A session that nobody was told of has no stream 0, and never will: it goes as quietly as it came.
+    fn take_back(&mut self, error: &ControlError) {
+        if let Some(path) = self.path.take() {
+            self.leave(&path);
+        }
+        self.end(SessionEnd::Closed(DisconnectReason::Path(error.to_string())));
     }
 
     /// The process of the peer that we know.

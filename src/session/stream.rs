@@ -6,7 +6,7 @@ use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 
 use super::attached::Attached;
 use super::core::{Core, SessionEnd};
@@ -111,10 +111,15 @@ impl StreamSend {
         let mut head = std::mem::take(&mut self.uncounted);
         loop {
             let own = bytes.slice(head..);
-            let taken = poll_fn(|cx| self.keep(cx, &own, last)).await?;
+            let (taken, moved) = poll_fn(|cx| self.keep(cx, &own, last)).await?;
             let whole = taken == own.len();
             drop(own);
-            self.hand(bytes.split_to(head + taken)).await?;
+            let mut piece = bytes.split_to(head + taken);
+            if moved {
+                // Whoever carried the stream on has sent the head that this path wants.
+                piece.advance(head);
+            }
+            self.hand(piece).await?;
             head = 0;
             if whole {
                 break;
@@ -134,8 +139,9 @@ impl StreamSend {
         }
     }
 
-    /// Takes bytes into the session's keeping, and learns who sends them.
-    fn keep(&mut self, cx: &Context<'_>, bytes: &Bytes, last: bool) -> Poll<Result<usize, StreamError>> {
+    /// Takes bytes into the session's keeping, and learns who sends them: how many were taken, and whether this half goes on on
+    /// another path from here.
+    fn keep(&mut self, cx: &Context<'_>, bytes: &Bytes, last: bool) -> Poll<Result<(usize, bool), StreamError>> {
         let mut table = self.attached.core().table();
         if let Some(end) = &table.ended {
             return Poll::Ready(Err(end.clone().into()));
@@ -146,6 +152,7 @@ impl StreamSend {
             slot.writer = Some(cx.waker().clone());
             return Poll::Pending;
         }
+        let moved = matches!(slot.sending, Sending::Ready(_));
         match std::mem::take(&mut slot.sending) {
             Sending::Writer => {}
             Sending::Task => {
@@ -159,7 +166,7 @@ impl StreamSend {
                 self.attached = attached;
             }
         }
-        Poll::Ready(Ok(taken))
+        Poll::Ready(Ok((taken, moved)))
     }
 
     /// Hands bytes to the path, if this half is the one that does.
@@ -252,7 +259,7 @@ impl Drop for StreamSend {
     fn drop(&mut self) {
         self.reset(StreamCode::Cancelled);
         if self.core().resume_window().is_zero() {
-            self.core().table().streams.dropped(self.id);
+            self.core().dropped(self.id);
         }
     }
 }
@@ -276,6 +283,11 @@ pub struct StreamRecv {
 impl StreamRecv {
     pub(super) fn new(path: PathRecv, attached: Arc<Attached>, id: u64, first: Option<Bytes>) -> Self {
         Self { attached, id, path: Some(path), first, skip: 0, carried_on: false, ended: false }
+    }
+
+    /// The stream was on another path before anything of it came here.
+    pub(super) fn was_carried_on(&mut self) {
+        self.carried_on = true;
     }
 
     /// The next bytes in order; `None` at the end. Waits for another path when there is none. Cancel-safe.
@@ -458,7 +470,7 @@ impl Drop for StreamRecv {
         }
         self.stop(StreamCode::Cancelled);
         if self.core().resume_window().is_zero() {
-            self.core().table().streams.dropped(self.id);
+            self.core().dropped(self.id);
         }
     }
 }

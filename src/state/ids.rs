@@ -227,6 +227,16 @@ impl Accepter {
         false
     }
 
+    /// Whether a stream that has not come yet may still come under this id.
+    pub fn may_come(&self, id: u64) -> bool {
+        let Ok(index) = self.index(id) else { return false };
+        match self.state(index) {
+            State::Gap => true,
+            State::Unseen => index - self.next <= AHEAD + self.unheard,
+            State::Live | State::Over => false,
+        }
+    }
+
     /// The opener's own list, from an attach: the ids it has live (those of its side only) below its next one. What it does not
     /// list there is over; what it lists and we have not seen may still come. It may have opened more since it made the list:
     /// of those it says nothing. Returns the ids that were live here and are over now, rising. Costs no more when ids were

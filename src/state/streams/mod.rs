@@ -95,6 +95,8 @@ pub struct Streams<S> {
     allocator: Allocator,
     accepter: Accepter,
     live: HashMap<u64, Stream<S>, BuildHasherDefault<IdHasher>>,
+    /// Resets and stops of streams of the peer's that have not come yet: what is said beside a path stream may overtake it.
+    early: HashMap<u64, LiveStream, BuildHasherDefault<IdHasher>>,
     /// Streams of ours that are over, and the peer does not know.
     over: Vec<u64>,
     /// Streams of which more has come than the peer knows.
@@ -129,6 +131,9 @@ enum Sends {
     Stopped(u64),
 }
 
+/// The longest run of streams of which each is looked at, live or not. Longer ones are said in parts.
+const RUN: u64 = limits::LIVE_STREAMS as u64;
+
 /// The number an attach list has for "from here on nothing holds back what is acknowledged".
 const FREE: u64 = u64::MAX;
 
@@ -143,6 +148,7 @@ impl<S: Default> Streams<S> {
             allocator: Allocator::new(side),
             accepter: Accepter::new(side.peer()),
             live: HashMap::default(),
+            early: HashMap::default(),
             over: Vec::new(),
             news: Vec::new(),
             untold: 0,
@@ -194,7 +200,11 @@ impl<S: Default> Streams<S> {
     pub fn accept(&mut self, id: u64) -> Result<Accepted, IdError> {
         let accepted = self.accepter.accept(id)?;
         if accepted == Accepted::Fresh {
-            self.live.insert(id, Stream::new());
+            let mut stream = Stream::new();
+            if let Some(early) = self.early.remove(&id) {
+                stream.ends(&early, &self.budget);
+            }
+            self.live.insert(id, stream);
         }
         Ok(accepted)
     }
@@ -329,18 +339,21 @@ impl<S: Default> Streams<S> {
             return None;
         }
         self.over.sort_unstable();
+        self.over.dedup();
         let mut over: Vec<Run> = Vec::new();
         let mut taken = 0;
         for id in &self.over {
             let runs = over.len();
             match over.last_mut() {
-                Some(run) if run.first + 2 * run.count == *id => run.count += 1,
+                Some(run) if run.first + 2 * run.count == *id && run.count < RUN => run.count += 1,
                 _ if runs == limits::PROGRESS_ENTRIES => break,
                 _ => over.push(Run { first: *id, count: 1 }),
             }
             taken += 1;
         }
         self.over.drain(..taken);
+        // Of those that are over meanwhile there is nothing to say, nor may they stand for those of which there is.
+        self.news.retain(|id| self.live.contains_key(id));
         let from = self.news.len().saturating_sub(limits::PROGRESS_ENTRIES);
         let mut news = self.news.split_off(from);
         news.sort_unstable();
@@ -370,7 +383,7 @@ impl<S: Default> Streams<S> {
                 return Err(IdError::WrongParity.into());
             }
             // A peer may name as many as it likes: those that are here bound the work.
-            if run.count > limits::LIVE_STREAMS as u64 {
+            if run.count > RUN {
                 let named = |live: &u64| (run.first..id(run.count)).contains(live) && self.side.peer().opens(*live);
                 let over: Vec<u64> = self.live.keys().copied().filter(named).collect();
                 for id in over {
@@ -380,6 +393,7 @@ impl<S: Default> Streams<S> {
             }
             for id in (0..run.count).map(id) {
                 self.accepter.over(id);
+                self.early.remove(&id);
                 self.remove(id, wake);
             }
         }
@@ -387,28 +401,39 @@ impl<S: Default> Streams<S> {
             if let Some(stream) = self.live.get_mut(&standing.stream) {
                 stream.heard(standing, &self.budget)?;
                 wake(&mut stream.slot);
+            } else {
+                self.heard_early(standing);
             }
         }
         Ok(())
     }
 
-    /// Where all streams stand, for an attach: the lowest id not opened yet, and the live ones by rising id.
+    fn heard_early(&mut self, standing: &LiveStream) {
+        let ends = standing.reset.is_some() || standing.stop.is_some();
+        if ends && self.accepter.may_come(standing.stream) && self.early.len() < limits::LIVE_STREAMS {
+            self.early.insert(standing.stream, standing.clone());
+        }
+    }
+
+    /// Where all streams stand, for an attach: the lowest id not opened yet, and the live ones by rising id. What was said is to
+    /// be kept for [`Streams::attached`].
     pub fn standing(&self) -> (u64, Vec<LiveStream>) {
         let mut live: Vec<LiveStream> = self.live.iter().map(|(id, stream)| stream.standing(*id)).collect();
         live.sort_unstable_by_key(|stream| stream.stream);
         (self.allocator.next_id(), live)
     }
 
-    /// Another path takes over, under this number; the peer has told where its streams stand. Gives the streams of ours that are
-    /// to be carried on. `wake` is called for each slot whose stream may have changed.
+    /// Another path takes over, under this number. Each side has told where its streams stand, we `said` it some time ago: what
+    /// was told since then may have been lost with the path before, and is told again. Gives the streams of ours that are to be
+    /// carried on. `wake` is called for each slot whose stream may have changed.
     ///
     /// # Errors
     /// [`Violation`]: the peer broke the protocol; the session cannot go on.
     pub fn attached(
         &mut self,
         attach: u64,
-        next_id: u64,
-        theirs: &[LiveStream],
+        said: &[LiveStream],
+        (next_id, theirs): (u64, &[LiveStream]),
         wake: &mut impl FnMut(&mut S),
     ) -> Result<Vec<u64>, Violation> {
         self.attach = attach;
@@ -419,19 +444,36 @@ impl<S: Default> Streams<S> {
         for standing in theirs {
             if let Some(stream) = self.live.get_mut(&standing.stream) {
                 stream.heard(standing, &self.budget)?;
+            } else {
+                self.heard_early(standing);
             }
         }
-        // What was over before the list was made is not in it; said again it changes nothing.
+        self.early.retain(|id, _| self.accepter.may_come(*id));
+        self.tell_again(said);
         let mut ours: Vec<u64> = self.live.keys().copied().filter(|id| self.side.opens(*id)).collect();
         ours.sort_unstable();
         self.live.values_mut().for_each(|stream| wake(&mut stream.slot));
         Ok(ours)
     }
 
+    /// What has changed since this was said. What was over before is not in it, and said again it changes nothing.
+    fn tell_again(&mut self, said: &[LiveStream]) {
+        let over = said.iter().map(|standing| standing.stream).filter(|id| self.side.opens(*id) && !self.live.contains_key(id));
+        self.over.extend(over);
+        let known = |id: u64| said.binary_search_by_key(&id, |standing| standing.stream).ok().map(|at| &said[at]);
+        for (id, stream) in &mut self.live {
+            let now = stream.standing(*id);
+            let changed = known(*id).map_or_else(|| Stream::<S>::new().standing(*id) != now, |said| *said != now);
+            if changed && !std::mem::replace(&mut stream.news, true) {
+                self.news.push(*id);
+            }
+        }
+    }
+
     /// A stream of ours goes on, on another path: how that begins, and with its slot.
     pub fn carry(&mut self, id: u64) -> Option<(Head, &mut S)> {
         let stream = self.live.get_mut(&id)?;
-        // What nobody wants is forgotten, acknowledged or not.
+        // What was given up is kept no more; the peer need not have all of it.
         let offset = stream.sending.base().min(stream.acked);
         stream.carried = offset;
         Some((Head::CarriedOn { stream: id, offset, received: stream.received }, &mut stream.slot))
@@ -442,6 +484,9 @@ impl<S: Default> Streams<S> {
     /// # Errors
     /// [`Violation`]: it cannot go on there. `Closed` is an id that is over.
     pub fn carried(&mut self, id: u64, offset: u64, received: u64) -> Result<(u64, &mut S), Violation> {
+        if !self.side.peer().opens(id) {
+            return Err(IdError::WrongParity.into());
+        }
         let budget = &self.budget;
         let stream = self.live.get_mut(&id).ok_or(IdError::Closed)?;
         if received > stream.sending.end() {
@@ -484,6 +529,7 @@ impl<S: Default> Streams<S> {
         }
         self.over.clear();
         self.news.clear();
+        self.early.clear();
     }
 
     fn remove(&mut self, id: u64, wake: &mut impl FnMut(&mut S)) -> bool {
@@ -504,6 +550,10 @@ impl<S: Default> Streams<S> {
             && !std::mem::replace(&mut stream.news, true)
         {
             self.news.push(id);
+            // A peer that never lets itself be told must not have us remember all that is over.
+            if self.news.len() > 2 * self.live.len() + limits::PROGRESS_ENTRIES {
+                self.news.retain(|id| self.live.contains_key(id));
+            }
         }
         self.ask(self.untold >= limits::PROGRESS_BYTES)
     }
@@ -550,6 +600,12 @@ impl<S> Stream<S> {
         }
         self.acked = self.acked.max(standing.received);
         self.sending.forget(self.acked.min(self.carried), budget);
+        self.ends(standing, budget);
+        Ok(())
+    }
+
+    /// What the peer says of the ends of this stream.
+    fn ends(&mut self, standing: &LiveStream, budget: &Budget) {
         if let Some(code) = standing.stop {
             self.stopped(code.into(), budget);
         }
@@ -558,7 +614,6 @@ impl<S> Stream<S> {
         {
             self.reset = Some(code.into());
         }
-        Ok(())
     }
 
     fn stopped(&mut self, code: u64, budget: &Budget) {
@@ -586,3 +641,6 @@ impl Hasher for IdHasher {
         self.0 = id.wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(26);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,3 @@
+//! Two ends over simulated paths, a peer that lies, and single rules by example.
+
+mod rules;
