@@ -365,21 +365,11 @@ impl<S: Default> Streams<S> {
     /// [`Violation`]: the peer broke the protocol.
     pub fn told(&mut self, progress: &Progress, wake: &mut impl FnMut(&mut S)) -> Result<(), Violation> {
         for run in &progress.over {
-            let id = |nth: u64| run.first + 2 * nth;
             if !self.side.peer().opens(run.first) {
                 return Err(IdError::WrongParity.into());
             }
             // A peer may name as many as it likes: those that are here bound the work.
-            if run.count > limits::LIVE_STREAMS as u64 {
-                let named = |live: &u64| (run.first..id(run.count)).contains(live) && self.side.peer().opens(*live);
-                let over: Vec<u64> = self.live.keys().copied().filter(named).collect();
-                for id in over {
-                    self.remove(id, wake);
-                }
-                continue;
-            }
-            for id in (0..run.count).map(id) {
-                self.accepter.over(id);
+            for id in self.accepter.over(run.first, run.count) {
                 self.remove(id, wake);
             }
         }
