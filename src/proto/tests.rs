@@ -12,7 +12,6 @@ use super::frame::{put_frame, put_message};
 use super::limits;
 use super::status::{Code, Status};
 use super::stream::{Head, Purpose};
-use super::varint;
 
 const V4: &[u8] = &[0, 192, 0, 2, 1, 251, 0xd2, 0x21];
 const V6: &[u8] = &[1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 250];
