@@ -328,10 +328,16 @@ async fn send_attach(
     }
 }
 
+/// The peer's attach, all parts of which are due together.
 async fn expect_attach(recv: &mut ControlRecv, session: SessionId, attach: u64) -> Result<Theirs, GreetError> {
+    let parts = tokio::time::timeout(limits::HELLO, attach_parts(recv, session, attach));
+    parts.await.map_err(|_| ControlError::TimedOut("attach"))?
+}
+
+async fn attach_parts(recv: &mut ControlRecv, session: SessionId, attach: u64) -> Result<Theirs, GreetError> {
     let mut theirs = Theirs::default();
     loop {
-        let Control::Attach(part) = recv.next_within(limits::HELLO, "attach").await? else {
+        let Control::Attach(part) = recv.next().await? else {
             return Err(ControlError::Order("a message before attach").into());
         };
         if part.session != session || part.attach != attach {
