@@ -179,9 +179,15 @@ impl Door {
 
     /// Serves a call as soon as fewer handlers run, on whatever path the session is then.
     fn with_leave(&self, (send, recv): (StreamSend, StreamRecv)) {
-        let (core, acceptor) = (self.attached.core().clone(), self.acceptor.clone());
+        let acceptor = self.acceptor.clone();
+        let mut leave = Box::pin(self.attached.core().handler_permit());
+        // In line from now on, not from when its task runs: else the leave that is kept for the next stream could be its own.
+        let at_once = leave.as_mut().now_or_never();
         self.attached.core().serve(async move {
-            let leave = core.handler_permit().await;
+            let leave = match at_once {
+                Some(leave) => leave,
+                None => leave.await,
+            };
             acceptor.call(send, recv).await;
             drop(leave);
         });

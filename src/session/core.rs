@@ -274,8 +274,9 @@ impl Core {
     }
 
     /// Leave to run one more handler; waits while too many run. The permit is held until the handler has ended.
-    pub(super) async fn handler_permit(&self) -> OwnedSemaphorePermit {
-        self.handlers.clone().acquire_owned().await.expect("this semaphore is never closed")
+    pub(super) fn handler_permit(&self) -> impl Future<Output = OwnedSemaphorePermit> + Send + use<> {
+        let handlers = self.handlers.clone();
+        async move { handlers.acquire_owned().await.expect("this semaphore is never closed") }
     }
 
     /// The same, at once or not at all: for what goes on after its call has ended.
