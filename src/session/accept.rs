@@ -35,36 +35,27 @@ pub(super) async fn streams(attached: Arc<Attached>, acceptor: Arc<dyn Acceptor>
     let door = Door { attached, acceptor, notices };
     // Streams whose beginning is not here, or that wait for leave: as many as QUIC lets the peer have open.
     let mut waiting = JoinSet::new();
-    let mut permit = None;
     loop {
         core.reap();
         while let Some(ended) = waiting.try_join_next() {
             super::hub::report(ended);
         }
-        // Kept from the last stream if that one was served at once. Without one new streams wait; those that go on need none.
-        let leave = permit.take().or_else(|| core.try_handler_permit());
         let Ok((send, mut recv)) = door.attached.link().accept().await else { return };
         let first = match recv.read().now_or_never() {
             Some(Ok(Some(first))) => first,
             _ => Bytes::new(),
         };
-        let mut stream = match (door.at_once(&first), leave) {
-            (Some((id, purpose)), Some(leave)) => {
-                let (send, recv) = door.attached.halves(id, first.slice(purpose..), send, recv);
-                permit = Some(leave);
-                door.acceptor.call(send, recv)
-            }
-            (None, leave) => {
-                drop(waiting.spawn(door.clone().slowly(send, recv, first)));
-                permit = leave;
-                continue;
-            }
-            (Some((id, purpose)), None) => {
-                let halves = door.attached.halves(id, first.slice(purpose..), send, recv);
-                door.with_leave(halves);
-                continue;
-            }
+        let Some((id, purpose)) = door.at_once(&first) else {
+            waiting.spawn(door.clone().slowly(send, recv, first));
+            continue;
         };
+        let halves = door.attached.halves(id, first.slice(purpose..), send, recv);
+        // Without leave a new stream waits; one that goes on needs none, so it is no use to wait for that here.
+        let Some(leave) = core.try_handler_permit() else {
+            door.with_leave(halves);
+            continue;
+        };
+        let mut stream = door.acceptor.call(halves.0, halves.1);
         // A panic ends this one stream: here it would take all the others with it.
         let once = poll_fn(|cx| {
             let polled = catch_unwind(AssertUnwindSafe(|| stream.as_mut().poll(cx).is_ready()));
@@ -72,7 +63,6 @@ pub(super) async fn streams(attached: Arc<Attached>, acceptor: Arc<dyn Acceptor>
         });
         // The budget of cooperative scheduling is meant for one task's work, not for that of a hundred streams.
         if !tokio::task::unconstrained(once).await {
-            let leave = permit.take();
             core.serve(async move {
                 stream.await;
                 drop(leave);
@@ -180,14 +170,9 @@ impl Door {
     /// Serves a call as soon as fewer handlers run, on whatever path the session is then.
     fn with_leave(&self, (send, recv): (StreamSend, StreamRecv)) {
         let acceptor = self.acceptor.clone();
-        let mut leave = Box::pin(self.attached.core().handler_permit());
-        // In line from now on, not from when its task runs: else the leave that is kept for the next stream could be its own.
-        let at_once = leave.as_mut().now_or_never();
+        let leave = self.attached.core().handler_permit();
         self.attached.core().serve(async move {
-            let leave = match at_once {
-                Some(leave) => leave,
-                None => leave.await,
-            };
+            let leave = leave.await;
             acceptor.call(send, recv).await;
             drop(leave);
         });

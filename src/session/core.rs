@@ -286,8 +286,7 @@ impl Core {
 
     /// Calls of the peer that are being handled.
     pub fn handling(&self) -> usize {
-        // One more permit is always held for the stream that comes next.
-        (self.handlers_max - self.handlers.available_permits()).saturating_sub(1)
+        self.handlers_max - self.handlers.available_permits()
     }
 
     /// Sets aside room for a body of so many bytes, first come first served; one body always fits. Small bodies need none: the
