@@ -2,8 +2,9 @@
 
 use bytes::Bytes;
 
-use super::super::{Ended, Next, Streams};
+use super::super::{Due, Ended, Next, Streams};
 use crate::proto::control::{LiveStream, Progress};
+use crate::proto::limits;
 use crate::proto::stream::Head;
 use crate::state::budget::Budget;
 use crate::state::ids::{Accepted, Side};
@@ -143,4 +144,39 @@ fn regression_none_of_many_streams_that_are_over_runs_when_it_comes_late() {
     }
     tell(&mut opener, &mut accepter);
     assert!(ids.iter().all(|id| accepter.accept(*id).is_err()));
+}
+
+#[test]
+fn without_resumption_nothing_is_kept_or_told_and_a_stream_goes_with_its_halves() {
+    let end = |side| Plain::new(side, false, Budget::new(0));
+    let (mut opener, mut accepter) = (end(Side::Initiator), end(Side::Acceptor));
+    let id = opener.open();
+    assert_eq!(accepter.accept(id), Ok(Accepted::Fresh));
+    for end in [&mut opener, &mut accepter] {
+        assert_eq!(end.push(id, &Bytes::from_static(&[1; 100_000]), false), Ok(100_000));
+        assert_eq!(end.live[&id].sending.check(), 0);
+        assert_eq!((end.live[&id].sending.base(), end.live[&id].sending.end()), (100_000, 100_000));
+        assert_eq!(end.received(id, 100_000), Ok(Due::Nothing));
+        assert_eq!((end.ended(id), end.reset(id, 1), end.stop(id, 1)), (Due::Nothing, Due::Nothing, Due::Nothing));
+        assert_eq!((end.progress(), end.has_news()), (None, false));
+    }
+    accepter.dropped(id);
+    assert_eq!((accepter.len(), accepter.accepted()), (1, 1));
+    accepter.dropped(id);
+    assert_eq!((accepter.len(), accepter.accepted()), (0, 0));
+    assert!(accepter.accept(id).is_err());
+    opener.dropped(id);
+    assert_eq!((opener.over(id), opener.len(), opener.has_news()), (Due::Nothing, 0, false));
+}
+
+#[test]
+fn whoever_has_to_tell_is_asked_once_and_once_more_when_it_is_urgent() {
+    let (mut opener, _) = two();
+    let [first, second] = [0; 2].map(|_| opener.open());
+    assert_eq!(opener.received(first, 1), Ok(Due::Soon));
+    assert_eq!(opener.received(second, 1), Ok(Due::Nothing));
+    assert_eq!(opener.received(first, limits::PROGRESS_BYTES), Ok(Due::Now));
+    assert_eq!(opener.received(second, limits::PROGRESS_BYTES), Ok(Due::Nothing));
+    assert_eq!(opener.progress().map(|progress| progress.live.len()), Some(2));
+    assert_eq!(opener.ended(first), Due::Soon);
 }
