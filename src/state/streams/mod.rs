@@ -431,7 +431,7 @@ impl<S: Default> Streams<S> {
     pub fn attached(
         &mut self,
         attach: u64,
-        said: &[LiveStream],
+        said: (u64, &[LiveStream]),
         (next_id, theirs): (u64, &[LiveStream]),
         wake: &mut impl FnMut(&mut S),
     ) -> Result<Vec<u64>, Violation> {
@@ -455,10 +455,15 @@ impl<S: Default> Streams<S> {
         Ok(ours)
     }
 
-    /// What has changed since this was said. What was over before is not in it, and said again it changes nothing.
-    fn tell_again(&mut self, said: &[LiveStream]) {
-        let over = said.iter().map(|standing| standing.stream).filter(|id| self.side.opens(*id) && !self.live.contains_key(id));
-        self.over.extend(over);
+    /// What has changed since this was said: also of streams that were opened since. What was over before is not in it, and said
+    /// again it changes nothing.
+    fn tell_again(&mut self, (next_id, said): (u64, &[LiveStream])) {
+        if !self.keeps {
+            return;
+        }
+        let since = (next_id..self.allocator.next_id()).step_by(2);
+        let ours = said.iter().map(|standing| standing.stream).filter(|id| self.side.opens(*id)).chain(since);
+        self.over.extend(ours.filter(|id| !self.live.contains_key(id)));
         let known = |id: u64| said.binary_search_by_key(&id, |standing| standing.stream).ok().map(|at| &said[at]);
         for (id, stream) in &mut self.live {
             let now = stream.standing(*id);

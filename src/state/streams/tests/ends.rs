@@ -227,7 +227,7 @@ impl End {
     }
 
     /// Another path takes over, unless a newer one has.
-    pub fn attach(&mut self, at: At, said: &[LiveStream], theirs: &(u64, Vec<LiveStream>)) {
+    pub fn attach(&mut self, at: At, said: &(u64, Vec<LiveStream>), theirs: &(u64, Vec<LiveStream>)) {
         if self.path.is_some_and(|(_, attach)| attach > at.1) {
             self.net.borrow_mut()[at.0].closed[self.end] = true;
             return;
@@ -237,7 +237,8 @@ impl End {
         let listed = |id: &u64| theirs.1.iter().any(|standing| standing.stream == *id);
         let over = (0..theirs.0).filter(|id| peer.opens(*id) && !listed(id));
         self.known_over.extend(over);
-        self.carries = self.streams.attached(at.1, said, (theirs.0, &theirs.1), &mut Slot::wake).expect("the peer is honest");
+        self.carries =
+            self.streams.attached(at.1, (said.0, &said.1), (theirs.0, &theirs.1), &mut Slot::wake).expect("the peer is honest");
         self.path = Some(at);
         // A path begins with telling.
         self.due = true;

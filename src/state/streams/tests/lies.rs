@@ -126,8 +126,8 @@ impl Table {
             Say::Progress(progress) => streams.told(progress, &mut |()| {})?,
             Say::Attach(next, live) => {
                 self.attach += 1;
-                let said = streams.standing().1;
-                streams.attached(self.attach, &said, (*next, live), &mut |()| {})?;
+                let said = streams.standing();
+                streams.attached(self.attach, (said.0, &said.1), (*next, live), &mut |()| {})?;
             }
             Say::CarriedOn(id, offset, received) => {
                 let here = streams.live.get(id).map_or(0, |stream| stream.received);

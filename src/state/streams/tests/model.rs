@@ -117,7 +117,7 @@ impl World {
         } else if greeting.said[dialler].is_some() && !greeting.attached[end] && (carries || end == dialler) {
             greeting.attached[end] = true;
             let [said, theirs] = [end, 1 - end].map(|end| greeting.said[end].clone().expect("both have spoken"));
-            self.ends[end].attach(greeting.at, &said.1, &theirs);
+            self.ends[end].attach(greeting.at, &said, &theirs);
         } else if !carries {
             // Whoever has not attached gives it up.
             for end in (0..2).filter(|end| !greeting.attached[*end]) {
@@ -313,4 +313,13 @@ proptest! {
         }
         world.settle();
     }
+}
+
+#[test]
+fn regression_a_stream_that_came_and_went_between_the_attach_list_and_the_next_path_is_over() {
+    use Step::*;
+    let mut world = World::new(true);
+    let steps = [Dial(1), Greet(0, 0), Open(0), Write(0, 0, 1), Run(1), DropReader(0, 0), Greet(0, 0), Greet(0, 1), Tell(0)];
+    steps.into_iter().for_each(|step| world.step(step));
+    world.settle();
 }

@@ -29,7 +29,7 @@ fn tell(from: &mut Plain, to: &mut Plain) {
 }
 
 fn takes_over(number: u64, end: &mut Plain, said: &(u64, Vec<LiveStream>), theirs: &(u64, Vec<LiveStream>)) {
-    end.attached(number, &said.1, (theirs.0, &theirs.1), &mut |()| {}).expect("both are honest");
+    end.attached(number, (said.0, &said.1), (theirs.0, &theirs.1), &mut |()| {}).expect("both are honest");
 }
 
 fn attach(number: u64, a: &mut Plain, b: &mut Plain) {
