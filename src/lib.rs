@@ -53,9 +53,8 @@
 //!
 //! # What this version does not do
 //!
-//! It does not resume: when a path is lost, calls in flight end, each with its outcome, and new ones wait for the next path. The
-//! protocol has the places for resumption already ([protocol](guide::protocol)). It has no relays and does not punch
-//! through NATs: one of two nodes must be reachable by the other.
+//! It has no relays and does not punch through NATs: one of two nodes must be reachable by the other. Sessions outlive their paths, not
+//! their processes: when one of the two nodes is restarted, calls in flight end, each with its outcome.
 //!
 //! # Where to read on
 //!

@@ -10,7 +10,7 @@ use serde::{Deserialize, de::DeserializeOwned};
 use voltmesh::proto::body::{self, ContentType};
 use voltmesh::proto::call::{Header, Shape};
 use voltmesh::proto::codec::{self, Decode, Message};
-use voltmesh::proto::control::{Attach, BootId, Control, Hello, LiveStream, Profile, Role, SendState, SessionId};
+use voltmesh::proto::control::{Attach, BootId, Control, Hello, LiveStream, Profile, Progress, Role, Run, SessionId};
 use voltmesh::proto::frame::Frames;
 use voltmesh::proto::status::{Code, Status};
 
@@ -114,14 +114,18 @@ fn a_control_message_takes_memory_for_what_arrived_only() {
         attach: 1,
         name: "name".into(),
         profile: Profile::Active,
+        resume_window_ms: 120_000,
         addresses: vec![address; 3],
         observed: address,
         extensions: vec![(1, vec![2; 3]); 3],
     };
-    let stream = |stream| LiveStream { stream, received: 7, send: SendState::Fin(9), stop: Some(1) };
-    let attach = Attach { session: SessionId([2; 16]), attach: 1, next_id: 9, live: (0..4).map(stream).collect() };
+    let stream = |stream| LiveStream { stream, received: 7, ended: true, reset: Some(9), stop: Some(1) };
+    let live: Vec<_> = (0..4).map(stream).collect();
+    let attach = Attach { session: SessionId([2; 16]), attach: 1, next_id: 9, live: live.clone(), more: true };
+    let over = (0..4).map(|at| Run { first: 600 * at, count: 300 }).collect();
     messages_stay_within_bounds(&Control::Hello(hello), owned::<Control>);
     messages_stay_within_bounds(&Control::Attach(attach), owned::<Control>);
+    messages_stay_within_bounds(&Control::Progress(Progress { over, live }), owned::<Control>);
     messages_stay_within_bounds(&Control::Addresses(vec![address; 3]), owned::<Control>);
 }
 

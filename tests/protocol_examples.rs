@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use voltmesh::proto::body::{self, ContentType};
 use voltmesh::proto::call::{Header, Shape, Tag};
 use voltmesh::proto::codec::{decode, encode};
-use voltmesh::proto::control::{Attach, BootId, Control, Goodbye, Hello, LiveStream, Profile, Role, SendState, SessionId};
+use voltmesh::proto::control::{Attach, BootId, Control, Goodbye, Hello, LiveStream, Profile, Progress, Role, Run, SessionId};
 use voltmesh::proto::frame::{put_frame, put_message};
 use voltmesh::proto::limits;
 use voltmesh::proto::status::{Code, Status};
@@ -49,6 +49,7 @@ fn the_hello_on_the_page_is_the_one_written() {
         attach: 300,
         name: "ä".into(),
         profile: Profile::Battery,
+        resume_window_ms: 120_000,
         addresses: addresses().to_vec(),
         observed: addresses()[0],
         extensions: vec![(7, vec![8, 9])],
@@ -58,27 +59,37 @@ fn the_hello_on_the_page_is_the_one_written() {
     assert_eq!(decode::<Control>(&page), Ok(Control::Hello(hello)));
 }
 
+fn live() -> Vec<LiveStream> {
+    let live = |stream, received, ended, reset, stop| LiveStream { stream, received, ended, reset, stop };
+    vec![live(0, 1 << 32, false, None, None), live(4, 250, true, Some(4), None), live(301, 1, false, None, Some(1))]
+}
+
 #[test]
 fn the_attach_on_the_page_is_the_one_written() {
-    let live = |stream, received, send, stop| LiveStream { stream, received, send, stop };
-    let attach = Control::Attach(Attach {
-        session: SessionId([0x5e; 16]),
-        attach: 3,
-        next_id: 302,
-        live: vec![
-            live(0, 1 << 32, SendState::Open, None),
-            live(4, 0, SendState::Fin(250), Some(1)),
-            live(300, 1, SendState::Reset(4), None),
-        ],
-    });
-    assert_eq!(example("### 1: Attach"), encode(&attach));
+    let attach = Attach { session: SessionId([0x5e; 16]), attach: 3, next_id: 302, live: live(), more: true };
+    assert_eq!(example("### 1: Attach"), encode(&Control::Attach(attach)));
+}
+
+#[test]
+fn the_progress_on_the_page_is_the_one_written() {
+    let over = vec![Run { first: 2, count: 1 }, Run { first: 6, count: 251 }];
+    assert_eq!(example("### 6: Progress"), encode(&Control::Progress(Progress { over, live: live() })));
+}
+
+#[test]
+fn the_heads_on_the_page_are_the_ones_written() {
+    let mut heads = Vec::new();
+    Head::Fresh { stream: 6 }.put(&mut heads);
+    heads.push(Purpose::Call as u8);
+    Head::CarriedOn { stream: 6, offset: 15_293, received: 0 }.put(&mut heads);
+    assert_eq!(example("## How a path stream begins"), heads);
 }
 
 #[test]
 fn the_small_messages_on_the_page_are_the_ones_written() {
     let mut written = encode(&Control::Ping { seq: 251 });
     written.extend(encode(&Control::Goodbye(Goodbye::Down)));
-    assert_eq!(example("### 2 to 5: the rest"), written);
+    assert_eq!(example("### 2 to 5: pings, addresses, goodbye"), written);
 }
 
 #[test]
@@ -112,7 +123,7 @@ fn the_unary_call_on_the_page_is_the_one_written() {
     let bincode = |text: &str| body::encode(ContentType::Bincode, text).unwrap();
 
     let mut call = Vec::new();
-    Head { stream: 2, attach: 1, offset: 0 }.put(&mut call);
+    Head::Fresh { stream: 2 }.put(&mut call);
     call.push(Purpose::Call as u8);
     let header = Header {
         method: "greeter/hello",
@@ -155,7 +166,10 @@ fn the_bounds_on_the_page_are_those_in_force() {
         ("metadata", limits::METADATA_ENTRIES),
         ("idempotency key", limits::IDEMPOTENCY_KEY_BYTES),
         ("addresses in a hello", limits::ADDRESSES),
-        ("live streams in an attach", limits::LIVE_STREAMS),
+        ("live streams, of each side", limits::LIVE_STREAMS),
+        ("streams, or runs of them, in an attach or progress", limits::PROGRESS_ENTRIES),
+        ("bytes kept of one stream", limits::STREAM_KEPT_MAX_BYTES),
+        ("bytes kept of one stream, whatever the node's budget says", limits::STREAM_KEPT_BYTES),
         ("depth of a bincode body", limits::BODY_DEPTH),
         ("streams of a permitted peer", limits::STREAMS as usize),
         ("streams of a stranger", limits::STRANGER_STREAMS as usize),
@@ -171,6 +185,7 @@ fn the_bounds_on_the_page_are_those_in_force() {
         ("its answer", limits::HANDSHAKE),
         ("an attach, after the hellos", limits::HELLO),
         ("an answer of the path, while something is outstanding", limits::ANSWER_BOUND),
+        ("another path, for a session that lost its last", limits::RESUME_WINDOW),
         ("the end of calls in flight when a node goes down", limits::DRAIN),
         ("the answer to a unary call that names no deadline", limits::CALL_DEADLINE),
     ];

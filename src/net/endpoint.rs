@@ -26,6 +26,10 @@ use crate::proto::limits::{self, Limits};
 use crate::state::admission::{Admission, Gate};
 use crate::state::prefix::Prefix;
 
+mod roaming;
+
+use self::roaming::{Looks, Roaming};
+
 /// The name dialled in TLS. Keys identify nodes, names do not: it is the same for all.
 const SERVER_NAME: &str = "volt";
 
@@ -148,6 +152,8 @@ pub struct Endpoint {
     links: Arc<AtomicUsize>,
     dialling: Arc<AtomicUsize>,
     unfinished_max: usize,
+    /// Of UDP sockets only.
+    roaming: Option<Arc<Roaming>>,
 }
 
 impl Endpoint {
@@ -167,7 +173,7 @@ impl Endpoint {
         server.transport_config(transport_config.clone());
         let client = Arc::new(tls::client_config(key, tls::ALPN).map_err(tls)?);
 
-        let (socket, runtime, local) = open(transport, bounds.limits.socket_buffer_bytes, network)?;
+        let Opened { socket, runtime, local, roaming } = open(transport, bounds.limits.socket_buffer_bytes, network)?;
         let gate = Gate::new(&bounds.limits, bounds.exempt.clone());
         let mut config = endpoint_config(restart);
         config.rng_seed(seed.map(|seed| StdRng::seed_from_u64(seed).random()));
@@ -183,7 +189,40 @@ impl Endpoint {
             links: Arc::default(),
             dialling: Arc::default(),
             unfinished_max: bounds.limits.pending_handshakes,
+            roaming,
         })
+    }
+
+    /// Addresses or routes of this machine changed, or it slept: every link sends a ping at once, so that peers see where it
+    /// comes from now, and what the sockets could do before is tried again. Nothing breaks, whatever the sockets are bound to,
+    /// and however often this is called; the port stays. What is not UDP is left alone.
+    ///
+    /// A link that was accepted cannot follow its own address: only the side that dialled may move in QUIC.
+    pub fn network_changed(&self) {
+        if let Some(roaming) = &self.roaming {
+            self.renew(roaming);
+            roaming.begin();
+        }
+    }
+
+    fn renew(&self, roaming: &Roaming) {
+        if let Err(error) = roaming.renew().and_then(|socket| self.inner.rebind_abstract(socket)) {
+            tracing::warn!(%error, "the sockets stay as they were, after a change of the network");
+        }
+    }
+
+    /// Waits for a change of the network. Cancel-safe.
+    async fn network_changes(&self) {
+        match &self.roaming {
+            Some(roaming) => roaming.begun().await,
+            None => std::future::pending().await,
+        }
+    }
+
+    fn look_at_sockets(&self) {
+        if let Some(roaming) = self.roaming.as_ref().filter(|roaming| roaming.is_spoilt()) {
+            self.renew(roaming);
+        }
     }
 
     /// The addresses bound, with the ports the kernel chose.
@@ -244,11 +283,13 @@ impl Endpoint {
     /// Accepts until the endpoint is closed, and sends each link on once its handshake is done. Owns the handshakes under
     /// way: dropping this drops them.
     pub async fn accept(&self, links: mpsc::Sender<Link>) {
-        let mut handshakes = JoinSet::new();
+        let (mut handshakes, mut looks) = (JoinSet::new(), Looks::default());
         loop {
             tokio::select! {
                 biased;
                 Some(_) = handshakes.join_next() => self.gate().ended(),
+                () = self.network_changes() => looks.begin(),
+                () = looks.due() => self.look_at_sockets(),
                 incoming = self.inner.accept() => match incoming {
                     Some(incoming) => if let Some(handshake) = self.admit(incoming, &links) {
                         handshakes.spawn(handshake);
@@ -338,29 +379,28 @@ fn peer(connection: &quinn::Connection) -> Result<NodeId, String> {
     tls::peer_id(&certificates).map_err(|error| error.to_string())
 }
 
-type Opened = (Arc<dyn quinn::AsyncUdpSocket>, Arc<dyn quinn::Runtime>, Vec<SocketAddr>);
+struct Opened {
+    socket: Arc<dyn quinn::AsyncUdpSocket>,
+    runtime: Arc<dyn quinn::Runtime>,
+    local: Vec<SocketAddr>,
+    roaming: Option<Arc<Roaming>>,
+}
 
 fn open(transport: Transport, socket_buffer_bytes: usize, network: &Network) -> Result<Opened, BindError> {
     let addresses = match transport {
         Transport::Udp(addresses) => addresses,
         Transport::Abstract(socket, runtime) => {
-            let local = socket.local_addr()?;
-            return Ok((socket, runtime, vec![local]));
+            let local = vec![socket.local_addr()?];
+            return Ok(Opened { socket, runtime, local, roaming: None });
         }
     };
-    let driver = Driver(network.handle().clone());
     let addresses = if addresses.is_empty() { vec![(Ipv4Addr::UNSPECIFIED, 0).into()] } else { addresses };
-    let (mut sockets, mut local) = (Vec::new(), Vec::new());
-    for address in addresses {
-        let socket = socket::bind(address, socket_buffer_bytes).map_err(|error| BindError::Socket { address, error })?;
-        local.push(socket.local_addr()?);
-        sockets.push(quinn::Runtime::wrap_udp_socket(&driver, socket)?);
-    }
-    let socket = match sockets.len() {
-        1 => sockets.remove(0),
-        _ => Arc::new(socket::Several::new(sockets)?),
-    };
-    Ok((socket, Arc::new(driver), local))
+    let bind = |address| socket::bind(address, socket_buffer_bytes).map_err(|error| BindError::Socket { address, error });
+    let sockets = addresses.into_iter().map(bind).collect::<Result<Vec<_>, _>>()?;
+    let driver = || Driver(network.handle().clone());
+    let roaming = Roaming::new(sockets, driver())?;
+    let local = roaming.local()?;
+    Ok(Opened { socket: roaming.current(), runtime: Arc::new(driver()), local, roaming: Some(Arc::new(roaming)) })
 }
 
 fn endpoint_config(restart: &RestartKeys) -> EndpointConfig {

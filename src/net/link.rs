@@ -1,8 +1,8 @@
 //! A link: an authenticated QUIC connection to a neighbour, and its streams. Nothing above this file sees quinn.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -89,7 +89,8 @@ pub struct Link {
     connection: quinn::Connection,
     peer: NodeId,
     dialled: bool,
-    _counted: Arc<Counted>,
+    /// Given back with the first close, however long others hold on to what is left.
+    counted: Arc<Mutex<Option<Counted>>>,
 }
 
 /// One of what a number counts, until it is dropped.
@@ -111,7 +112,7 @@ impl Drop for Counted {
 
 impl Link {
     pub(super) fn new(connection: quinn::Connection, peer: NodeId, dialled: bool, counted: Counted) -> Self {
-        Self { connection, peer, dialled, _counted: Arc::new(counted) }
+        Self { connection, peer, dialled, counted: Arc::new(Mutex::new(Some(counted))) }
     }
 
     /// The key the other end has proved to hold.
@@ -180,6 +181,7 @@ impl Link {
     /// Ends the link for the peer to see at once. What is in flight is lost.
     pub fn close(&self, code: CloseCode) {
         self.connection.close(VarInt::from_u32(code as u32), b"");
+        self.counted.lock().expect("nothing panics while it is held").take();
     }
 
     /// Waits until the link has ended, and says how. Cancel-safe.

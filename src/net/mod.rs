@@ -9,7 +9,9 @@ mod runtime;
 pub mod sim;
 mod socket;
 pub(crate) mod tls;
+mod watch;
 
 pub use endpoint::{BindError, Bounds, DialError, Endpoint, RestartKeys, Transport};
 pub use link::{Link, LostReason, PathError, PathRecv, PathSend};
 pub use runtime::Network;
+pub use watch::{Change, Watch};

@@ -33,6 +33,7 @@ pub struct Builder {
     visitor: bool,
     transport: Option<Transport>,
     seed: Option<u64>,
+    watch_network: Option<bool>,
 }
 
 impl Builder {
@@ -103,6 +104,14 @@ impl Builder {
         self
     }
 
+    /// Whether the node watches this machine's interfaces, addresses and routes, and its sleep, and tries at once what they may
+    /// have changed. It does, unless told otherwise; without it a change is noticed when paths stop answering, or when
+    /// [`Node::network_changed`] says so.
+    pub fn watch_network(mut self, watch: bool) -> Self {
+        self.watch_network = Some(watch);
+        self
+    }
+
     /// A short-lived node beside the one that owns the home: the same key, another port, nothing written. It is nobody's
     /// presence and supersedes nobody.
     pub fn visitor(mut self) -> Self {
@@ -154,6 +163,8 @@ impl Builder {
 
         let network = Network::choose().map_err(net::BindError::System)?;
         let bounds = Bounds { limits: config.limits.clone(), exempt: config.exempt.clone() };
+        // Whoever sends through something else does not depend on this machine's network.
+        let watch_network = self.watch_network.unwrap_or(!matches!(self.transport, Some(Transport::Abstract(..))));
         let endpoint = match self.transport {
             Some(transport) => Endpoint::bind(&kept.key, &kept.restart, transport, &bounds, &network, self.seed)?,
             None => kept.bind(&config.listen, self.visitor, &bounds, &network)?,
@@ -170,7 +181,8 @@ impl Builder {
         let runtime = tokio::runtime::Handle::try_current().ok().filter(is_multi_thread);
         let server = Arc::new(Server::new(registry.clone(), runtime, config.limits.call_deadline_max));
         let (hub, tasks) = Hub::new(own, endpoint, rules.handle().clone(), server.clone());
-        let parts = Parts { hub, rules, registry, server, network, home: kept.home, store: kept.store, lock: kept.lock };
+        let (home, store, lock) = (kept.home, kept.store, kept.lock);
+        let parts = Parts { hub, rules, registry, server, network, home, store, lock, watch_network };
         Node::start(parts, tasks, config.connect, kept.stored_peers).await
     }
 }

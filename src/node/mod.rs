@@ -27,7 +27,7 @@ use self::home::{Home, Lock};
 use self::rules::Rules;
 use self::store::{PeerName, Store};
 use crate::id::{NodeId, Ticket};
-use crate::net::Network;
+use crate::net::{Network, Watch};
 use crate::policy::{PolicyHandle, Rule};
 use crate::proto::close::CloseCode;
 use crate::service::{Registration, Registry, Server, Service, ServiceError};
@@ -70,6 +70,7 @@ struct Parts {
     home: Option<Home>,
     store: Option<Arc<Store>>,
     lock: Option<Lock>,
+    watch_network: bool,
 }
 
 /// What a node counted since it was started.
@@ -105,12 +106,15 @@ impl Node {
     }
 
     async fn start(parts: Parts, tasks: HubTasks, connect: Vec<PeerRef>, stored: Vec<store::Peer>) -> Result<Self, BindError> {
-        let Parts { hub, rules, registry, server, network, home, store, lock } = parts;
+        let Parts { hub, rules, registry, server, network, home, store, lock, watch_network } = parts;
         hub.set_addresses(addresses::reachable(hub.endpoint().local()));
         let running = network.spawn(tasks.run());
         let (lock, tasks) = (Mutex::new(lock), Mutex::new(vec![running]));
         let node = Self(Arc::new(Inner { hub, rules, registry, server, network, home, store, lock, tasks }));
         node.remember_who_is_seen();
+        if watch_network {
+            node.watch_network();
+        }
         let named = |name: &PeerName| stored.iter().find(|peer| peer.name.as_ref() == Some(name));
         for peer in connect {
             let (id, addresses) = match &peer {
@@ -375,10 +379,27 @@ impl Node {
         self.0.network.spawn(future)
     }
 
-    /// Tells the node that addresses or routes of this machine have changed: it tries again at once what it was waiting for.
+    /// Tells the node that addresses or routes of this machine have changed: paths have to prove themselves, and it tries again
+    /// at once what it was waiting for. A node that [watches the network](Builder::watch_network) finds out by itself, except on
+    /// phones, where the application is told by the system and passes it on. Too often does no harm.
     pub fn network_changed(&self) {
-        self.0.hub.set_addresses(addresses::reachable(self.0.hub.endpoint().local()));
-        self.0.hub.network_changed();
+        network_changed(&self.0.hub);
+    }
+
+    /// The application is about to be stopped for a while, as phones do with those in the background. Until [`resume`](Self::resume)
+    /// the node pings nobody, dials nobody and gives no path up, so nothing wakes the device, and no session counts as lost only
+    /// because nobody was there to look. It still answers whoever reaches it, and calls go on as far as the system lets it run. Its
+    /// peers are told nothing: for them it is gone when it does not answer, and within the resume window it comes back to the same
+    /// sessions. Twice is the same as once.
+    pub fn suspend(&self) {
+        self.0.hub.suspend();
+    }
+
+    /// It runs again: looks at its addresses anew, has every path prove itself, and dials at once beside those that do not answer
+    /// yet. Without a [`suspend`](Self::suspend) before it is the same as [`network_changed`](Self::network_changed).
+    pub fn resume(&self) {
+        self.0.hub.resume();
+        self.network_changed();
     }
 
     /// Ends the node in good order: takes no new calls, lets those in flight end (at most 10 s), says goodbye, gives the home
@@ -412,6 +433,27 @@ impl Node {
                 let seen = tokio::task::spawn_blocking(move || store.set_seen(&peer, unix_ms(), &addresses));
                 if let Ok(Err(error)) = seen.await {
                     tracing::warn!(%error, "could not note that a peer was seen");
+                }
+            }
+        });
+        self.0.tasks.lock().expect("nothing panics while it is held").push(task);
+    }
+
+    /// Until the node stops, which ends its events.
+    fn watch_network(&self) {
+        let (hub, mut events) = (self.0.hub.clone(), self.0.hub.events());
+        let task = self.0.network.spawn(async move {
+            let mut watch = Watch::start();
+            loop {
+                tokio::select! {
+                    biased;
+                    event = next(&mut events) => if event.is_none() {
+                        return;
+                    },
+                    change = watch.changed() => {
+                        tracing::info!(?change, "this machine has changed");
+                        network_changed(&hub);
+                    }
                 }
             }
         });
@@ -466,6 +508,13 @@ async fn next(events: &mut broadcast::Receiver<Event>) -> Option<Event> {
         Err(broadcast::error::RecvError::Lagged(missed)) => Some(Event::Missed(missed)),
         Err(broadcast::error::RecvError::Closed) => None,
     }
+}
+
+/// What the endpoint does comes first: what the hub has sent then leaves from where it should.
+fn network_changed(hub: &Hub) {
+    hub.set_addresses(addresses::reachable(hub.endpoint().local()));
+    hub.endpoint().network_changed();
+    hub.network_changed();
 }
 
 fn unix_ms() -> u64 {

@@ -12,7 +12,6 @@ use super::frame::{put_frame, put_message};
 use super::limits;
 use super::status::{Code, Status};
 use super::stream::{Head, Purpose};
-use super::varint;
 
 const V4: &[u8] = &[0, 192, 0, 2, 1, 251, 0xd2, 0x21];
 const V6: &[u8] = &[1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 250];
@@ -36,6 +35,7 @@ fn hello() -> Hello {
         attach: 300,
         name: "ä".into(),
         profile: Profile::Battery,
+        resume_window_ms: 120_000,
         addresses: vec![v4(), v6()],
         observed: v4(),
         extensions: vec![(7, vec![8, 9])],
@@ -43,10 +43,18 @@ fn hello() -> Hello {
 }
 
 fn attach() -> Attach {
-    let open = LiveStream { stream: 0, received: 1 << 32, send: SendState::Open, stop: None };
-    let finished = LiveStream { stream: 4, received: 0, send: SendState::Fin(250), stop: Some(1) };
-    let reset = LiveStream { stream: 300, received: 1, send: SendState::Reset(4), stop: None };
-    Attach { session: SESSION, attach: 3, next_id: 302, live: vec![open, finished, reset] }
+    Attach { session: SESSION, attach: 3, next_id: 302, live: live(), more: true }
+}
+
+fn live() -> Vec<LiveStream> {
+    let open = LiveStream { stream: 0, received: 1 << 32, ended: false, reset: None, stop: None };
+    let ended = LiveStream { stream: 4, received: 250, ended: true, reset: Some(4), stop: None };
+    let stopped = LiveStream { stream: 301, received: 1, ended: false, reset: None, stop: Some(1) };
+    vec![open, ended, stopped]
+}
+
+fn progress() -> Progress {
+    Progress { over: vec![Run { first: 2, count: 1 }, Run { first: 6, count: 251 }], live: live() }
 }
 
 /// Each message of the control stream with its bytes.
@@ -61,19 +69,31 @@ fn control() -> Vec<(Control, Vec<u8>)> {
         &[251, 44, 1],       // attach
         &[2, 0xc3, 0xa4],    // name
         &[1],                // profile: battery
+        &[252, 0xc0, 0xd4, 1, 0], // resume window, milliseconds
         &[2], V4, V6,        // addresses
         V4,                  // observed
         &[1, 7, 2, 8, 9],    // extensions
     ];
+    let live_bytes = &[
+        &[3][..],            // live: stream, received, ended, reset, stop
+        &[0, 253, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0],
+        &[4, 250, 1, 1, 4, 0],
+        &[251, 45, 1, 1, 0, 0, 1, 1],
+    ].concat();
     let attach_bytes: &[&[u8]] = &[
         &[1],                // Attach
         &SESSION.0,          // session
         &[3],                // attach
         &[251, 46, 1],       // next id
-        &[3],                // live: stream, received, send, stop
-        &[0, 253, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0],
-        &[4, 0, 1, 250, 1, 1],
-        &[251, 44, 1, 1, 2, 4, 0],
+        live_bytes,
+        &[1],                // more
+    ];
+    let progress_bytes: &[&[u8]] = &[
+        &[6],                // Progress
+        &[2],                // over: first, count
+        &[2, 1],
+        &[6, 251, 251, 0],
+        live_bytes,
     ];
     vec![
         (Control::Hello(hello()), hello_bytes.concat()),
@@ -84,6 +104,8 @@ fn control() -> Vec<(Control, Vec<u8>)> {
         (Control::Goodbye(Goodbye::Disconnect), vec![5, 0]),
         (Control::Goodbye(Goodbye::Down), vec![5, 1]),
         (Control::Goodbye(Goodbye::Refused), vec![5, 2]),
+        (Control::Progress(progress()), progress_bytes.concat()),
+        (Control::Progress(Progress::default()), vec![6, 0, 0]),
     ]
 }
 
@@ -203,30 +225,73 @@ fn a_hello_out_of_bounds_is_refused() {
     assert!(matches!(refused(Hello { extensions, ..hello() }), Reason::TooLong { .. }));
 }
 
-#[test]
-fn an_attach_lists_each_stream_once_and_no_more_than_there_can_be() {
-    let stream = |stream| LiveStream { stream, received: 0, send: SendState::Open, stop: None };
-    let list = |ids: &mut dyn Iterator<Item = u64>| Control::Attach(Attach { live: ids.map(stream).collect(), ..attach() });
-    let most = limits::LIVE_STREAMS as u64;
-    assert_eq!(refusal(&list(&mut [2, 1].into_iter())), Reason::Invalid("live streams are not in rising order"));
-    assert_eq!(refusal(&list(&mut [1, 1].into_iter())), Reason::Invalid("live streams are not in rising order"));
-    assert_eq!(refusal(&list(&mut (0..most + 1))), Reason::Invalid("too many live streams"));
-    let full = list(&mut (0..most));
-    assert!(decode::<Control>(&encode(&full)) == Ok(full));
+fn stands(stream: u64) -> LiveStream {
+    LiveStream { stream, received: 0, ended: false, reset: None, stop: None }
 }
 
 #[test]
-fn the_largest_attach_fits_a_control_message() {
-    let last = varint::MAX;
-    let live = (0..limits::LIVE_STREAMS as u64).rev().map(|back| LiveStream {
-        stream: last - back,
-        received: last,
-        send: SendState::Fin(last),
-        // A code of ours, one byte: with four-byte codes on each of 2,048 streams it would not fit.
-        stop: Some(250),
-    });
-    let attach = Control::Attach(Attach { attach: last, next_id: last, live: live.collect(), ..attach() });
-    assert!(decode::<Control>(&encode(&attach)) == Ok(attach));
+fn an_attach_or_progress_lists_each_stream_once_and_no_more_than_there_can_be() {
+    let most = limits::PROGRESS_ENTRIES as u64;
+    let attached = |live| Control::Attach(Attach { live, ..attach() });
+    let told = |live| Control::Progress(Progress { live, ..progress() });
+    for list in [attached as fn(_) -> _, told] {
+        let list = |ids: &mut dyn Iterator<Item = u64>| list(ids.map(stands).collect());
+        assert_eq!(refusal(&list(&mut [2, 1].into_iter())), Reason::Invalid("live streams are not in rising order"));
+        assert_eq!(refusal(&list(&mut [1, 1].into_iter())), Reason::Invalid("live streams are not in rising order"));
+        assert_eq!(refusal(&list(&mut (0..most + 1))), Reason::Invalid("too many live streams"));
+        let full = list(&mut (0..most));
+        assert!(decode::<Control>(&encode(&full)) == Ok(full));
+    }
+}
+
+#[test]
+fn a_progress_names_each_stream_that_is_over_once() {
+    let over = |runs: &[(u64, u64)]| {
+        let over = runs.iter().map(|&(first, count)| Run { first, count }).collect();
+        Control::Progress(Progress { over, live: Vec::new() })
+    };
+    let crooked: [&[(u64, u64)]; 8] = [
+        &[(0, 0)],
+        &[(0, 1), (0, 1)],
+        &[(0, 2), (2, 1)],
+        &[(4, 1), (2, 1)],
+        &[(0, 1 << 63)],
+        &[(0, u64::MAX)],
+        &[(u64::MAX, 1)],
+        &[(0, 1 << 60), (1 << 60, 1)],
+    ];
+    for runs in crooked {
+        assert_eq!(refusal(&over(runs)), Reason::Invalid("runs of streams are not rising"), "{runs:?}");
+    }
+    let most = limits::PROGRESS_ENTRIES as u64;
+    let runs = |count| over(&(0..count).map(|at| (4 * at, 1)).collect::<Vec<_>>());
+    assert_eq!(refusal(&runs(most + 1)), Reason::Invalid("too many runs of streams that are over"));
+    for good in [runs(most), over(&[(0, 1 << 60)]), over(&[(0, 1 << 60), (1 << 61, 1)])] {
+        assert!(decode::<Control>(&encode(&good)) == Ok(good));
+    }
+}
+
+/// As many streams as may be listed, each with the longest of all values.
+fn longest() -> Vec<LiveStream> {
+    let most = limits::PROGRESS_ENTRIES as u64;
+    let worst = |stream| LiveStream { stream, received: u64::MAX, ended: true, reset: Some(u8::MAX), stop: Some(u8::MAX) };
+    (u64::MAX - most..u64::MAX).map(worst).collect()
+}
+
+#[test]
+fn the_largest_attach_and_the_largest_progress_fit_a_control_message() {
+    let (max, most) = (u64::MAX, limits::PROGRESS_ENTRIES);
+    let attach = Control::Attach(Attach { attach: max, next_id: max, live: longest(), ..attach() });
+    // Each number takes nine bytes, as long as there are.
+    let run = |at: u64| Run { first: (1 << 63) + (at << 40), count: 1 << 32 };
+    let over = (0..most as u64).map(run).collect();
+    let progress = Control::Progress(Progress { over, live: longest() });
+    for (message, bytes) in [(attach, 1 + 16 + 9 + 9 + 3 + 23 * most + 1), (progress, 1 + 3 + 18 * most + 3 + 23 * most)] {
+        let encoded = encode(&message);
+        assert_eq!(encoded.len(), bytes);
+        assert!(bytes <= limits::CONTROL_MESSAGE_BYTES, "{bytes}");
+        assert!(decode::<Control>(&encoded) == Ok(message));
+    }
 }
 
 #[test]
@@ -269,12 +334,12 @@ fn the_largest_call_header_fits_its_limit() {
 #[rustfmt::skip]
 fn a_unary_call_has_these_bytes() {
     let mut call = Vec::new();
-    Head { stream: 2, attach: 1, offset: 0 }.put(&mut call);
+    Head::Fresh { stream: 2 }.put(&mut call);
     call.push(Purpose::Call as u8);
     put_message(&mut call, &Header { method: "greeter/hello", ..headers()[1].0.clone() });
     put_frame(&mut call, &[&[Tag::Message as u8], &*body::encode(ContentType::Bincode, "world").unwrap()].concat());
     let expected: &[&[u8]] = &[
-        &[2, 2, 1, 0],
+        &[2, 2],
         &[1],
         &[20, 13], b"greeter/hello", &[0; 6],
         &[7, 0, 5], b"world",

@@ -142,8 +142,7 @@ impl Door {
                     refused.refuse(head);
                 }
             }
-            // Dropping the halves resets and stops them.
-            CarriedOn::Closed => {}
+            CarriedOn::Closed(send, recv) => Refused { code: StreamCode::Closed, send, recv }.refuse(head),
             CarriedOn::Violation(violation) => {
                 tracing::warn!(peer = %self.attached.core().peer().short(), %violation, "the path is closed");
                 self.attached.link().close(CloseCode::Protocol);

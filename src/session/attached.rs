@@ -133,13 +133,14 @@ impl Attached {
 
     /// A stream of the peer's that is live goes on here.
     pub(super) fn carried_on(self: &Arc<Self>, head: Head, first: Bytes, send: PathSend, recv: PathRecv) -> CarriedOn {
-        let Head::CarriedOn { stream, offset, received } = head else { return CarriedOn::Closed };
+        let Head::CarriedOn { stream, offset, received } = head else { return CarriedOn::Closed(send, recv) };
         let mut table = self.core.table();
         if table.ended.is_some() || table.streams.attach() != self.attach {
-            return CarriedOn::Closed;
+            return CarriedOn::Closed(send, recv);
         }
         if table.streams.slot(stream).is_none() {
-            return if (offset, received) == (0, 0) { CarriedOn::Unseen(send, recv, first) } else { CarriedOn::Closed };
+            let unseen = (offset, received) == (0, 0);
+            return if unseen { CarriedOn::Unseen(send, recv, first) } else { CarriedOn::Closed(send, recv) };
         }
         match table.streams.carried(stream, offset, received) {
             Ok((skip, slot)) => {
@@ -209,7 +210,7 @@ pub(super) enum CarriedOn {
     /// It is the first we see of the stream.
     Unseen(PathSend, PathRecv, Bytes),
     /// The stream is over.
-    Closed,
+    Closed(PathSend, PathRecv),
     /// The peer broke the protocol.
     Violation(Violation),
 }

@@ -67,6 +67,7 @@ struct Inner {
     events: Mutex<Option<broadcast::Sender<Event>>>,
     owners: mpsc::UnboundedSender<Owner>,
     draining: AtomicBool,
+    suspended: AtomicBool,
     stop: watch::Sender<bool>,
     refused: AtomicU64,
 }
@@ -95,6 +96,7 @@ impl Hub {
             events: Mutex::new(Some(broadcast::channel(EVENTS).0)),
             owners,
             draining: AtomicBool::new(false),
+            suspended: AtomicBool::new(false),
             stop: watch::Sender::new(false),
             refused: AtomicU64::new(0),
         }));
@@ -255,6 +257,11 @@ impl Hub {
         }
     }
 
+    /// The application is about to stop running, or has stopped.
+    pub(super) fn is_suspended(&self) -> bool {
+        self.0.suspended.load(SeqCst)
+    }
+
     /// This node goes down.
     pub(super) fn is_draining(&self) -> bool {
         self.0.draining.load(SeqCst)
@@ -319,6 +326,18 @@ impl Hub {
     /// Addresses or routes changed: whoever waits to dial, dials.
     pub fn network_changed(&self) {
         self.peers().iter().for_each(|peer| peer.command(Command::NetworkChanged));
+    }
+
+    /// The application is about to stop running: until it is resumed nothing is pinged, dialled or given up.
+    pub fn suspend(&self) {
+        self.0.suspended.store(true, SeqCst);
+        self.peers().iter().for_each(|peer| peer.command(Command::Suspend));
+    }
+
+    /// It runs again: paths have to prove themselves, and whoever wants to dial, dials.
+    pub fn resume(&self) {
+        self.0.suspended.store(false, SeqCst);
+        self.peers().iter().for_each(|peer| peer.command(Command::Resume));
     }
 
     /// Peers turned away by policy or a limit.

@@ -56,6 +56,10 @@ pub(super) struct Owner {
     running: HashMap<AttemptId, AbortHandle>,
     turn: usize,
     draining: Option<(Instant, oneshot::Sender<()>)>,
+    /// The path does not answer: attempts run beside it.
+    suspecting: bool,
+    /// We may have moved: the peer does not know where to, so we dial, wanted or not.
+    moved: bool,
 }
 
 impl Owner {
@@ -74,6 +78,8 @@ impl Owner {
             attempts: JoinSet::new(),
             turn: 0,
             draining: None,
+            suspecting: false,
+            moved: false,
         };
         (peer, owner)
     }
@@ -81,6 +87,9 @@ impl Owner {
     /// Lives as long as the peer is wanted or here.
     pub(super) async fn run(mut self) {
         let mut policy = self.hub.policy().watch();
+        if self.hub.is_suspended() {
+            self.supervise(Input::Suspended);
+        }
         loop {
             if self.may_end() {
                 break;
@@ -119,11 +128,38 @@ impl Owner {
         self.peer.is_wanted() && self.draining.is_none() && !self.hub.is_draining()
     }
 
+    /// Whether to dial: while the peer is wanted, or while we have moved and there is a session that it would look for elsewhere;
+    /// as long as there is no path that answers.
+    fn dials(&self) -> bool {
+        let resumes = self.moved && self.peer.visitor.is_none() && self.session.is_some();
+        let due = self.wanted() || (resumes && self.draining.is_none() && !self.hub.is_draining());
+        due && (self.path.is_none() || self.suspecting)
+    }
+
+    /// Asks whether the path answers, and has another one tried beside it if not.
+    fn judge(&mut self) {
+        let suspect = self.path.as_ref().is_some_and(Path::is_suspect);
+        if suspect == self.suspecting {
+            return;
+        }
+        // The peer may be on the other path already: to give that up now would cost both.
+        if !suspect && self.path.is_some() && self.hub.roster().is_greeting(self.peer.id) {
+            return;
+        }
+        self.suspecting = suspect;
+        self.hub.roster().suspect(self.peer.id, suspect);
+        // The peer hears us here: it knows where we are.
+        self.moved &= suspect;
+        if self.path.is_some() {
+            self.supervise(if suspect { Input::Suspect } else { Input::Answered });
+        }
+    }
+
     /// When to look at the time again.
     fn wake(&self) -> Instant {
         let path = self.path.as_ref().map(Path::wake);
         let draining = self.draining.as_ref().map(|(deadline, _)| *deadline);
-        let dialling = self.wake.filter(|_| self.path.is_none() && self.wanted());
+        let dialling = self.wake.filter(|_| self.dials());
         let kept = self.session.as_ref().and_then(|session| session.until);
         [path, draining, dialling, kept].into_iter().flatten().min().unwrap_or_else(far)
     }
@@ -136,7 +172,7 @@ impl Owner {
             todo.abandon.iter().for_each(|attempt| self.abandon(*attempt));
             self.wake = todo.wake.map(Instant::from_std);
             match todo.dial {
-                Some(dial) if self.wanted() && self.path.is_none() => input = self.dial(dial),
+                Some(dial) if self.dials() => input = self.dial(dial),
                 Some(dial) => input = Some(Input::Failed(dial.attempt)),
                 None => {}
             }
@@ -194,10 +230,11 @@ impl Owner {
         self.running.remove(&attempt);
         let error = match outcome {
             Ok(greeted) => {
+                let link = greeted.agreement.link.number();
                 self.peer.learn([address]);
                 self.attach(greeted).await;
                 // Lost at once, or not needed: the supervisor must not wait for it. Else it has heard of better.
-                if self.path.is_none() {
+                if self.path.as_ref().is_none_or(|path| path.attached.link().number() != link) {
                     self.supervise(Input::Failed(attempt));
                 }
                 return;
@@ -219,9 +256,14 @@ impl Owner {
         let refused = unreached == Some(Unreached::Refused);
         self.supervise(if refused { Input::Refused(attempt) } else { Input::Failed(attempt) });
         unreached.into_iter().for_each(|unreached| self.failed(unreached));
+        self.judge();
     }
 
     fn failed(&self, unreached: Unreached) {
+        // Beside a path that lives, or while there is a session to go on with, it is nobody's failure yet.
+        if self.path.is_some() || (!self.wanted() && self.session.is_some()) {
+            return;
+        }
         tracing::debug!(peer = %self.peer.id.short(), %unreached, "an attempt failed");
         self.peer.state.send_modify(|state| {
             state.failures += 1;
@@ -252,15 +294,28 @@ impl Owner {
                     path.ping(answer);
                 }
             }
-            Command::NetworkChanged => {
-                self.supervise(Input::NetworkChanged);
-                if let Some(path) = &mut self.path {
-                    path.probe();
-                    self.tick().await;
-                }
+            Command::NetworkChanged => self.network_changed().await,
+            Command::Suspend => {
+                self.supervise(Input::Suspended);
+                self.path.as_mut().into_iter().for_each(Path::suspend);
+            }
+            Command::Resume => {
+                self.path.as_mut().into_iter().for_each(Path::resume);
+                self.supervise(Input::Resumed);
+                self.network_changed().await;
             }
             Command::Drain(done) => self.drain(done).await,
         }
+    }
+
+    /// The path we have may lead nowhere any more: it has to prove itself, and another one is tried at once.
+    async fn network_changed(&mut self) {
+        self.moved = true;
+        if let Some(path) = &mut self.path {
+            path.probe();
+            self.tick().await;
+        }
+        self.supervise(Input::NetworkChanged);
     }
 
     /// Puts the session on a link that was greeted, unless the one it is on is newer.
@@ -271,7 +326,7 @@ impl Owner {
             self.hub.count_refused();
             return self.give_up(&link, CloseCode::Refused);
         }
-        if self.draining.is_some() || (link.dialled() && !self.wanted()) {
+        if self.draining.is_some() || (link.dialled() && !self.wanted() && greeted.agreement.resumed.is_none()) {
             return self.give_up(&link, CloseCode::Goodbye);
         }
         if let Some(path) = &self.path {
@@ -361,6 +416,7 @@ impl Owner {
         self.peer.known().seen = Some(SystemTime::now());
         // Next time the likeliest address goes first again.
         self.turn = 0;
+        (self.suspecting, self.moved) = (false, false);
         self.supervise(Input::Connected);
         let (peer, session, path) = (self.peer.id, attached.session(), PathKind::Direct);
         // First the fact, then the news of it: whoever hears it may use the session at once.
@@ -392,6 +448,7 @@ impl Owner {
         drop(path);
         self.peer.known().seen = Some(SystemTime::now());
         self.peer.state.send_modify(|state| state.attached = None);
+        self.suspecting = false;
         self.keep(&reason);
         self.supervise(Input::Lost);
         self.tell(Event::Disconnected { peer: self.peer.id, reason });
@@ -448,6 +505,7 @@ impl Owner {
         if let Some(path) = &mut self.path {
             let event = path.handle(input).await;
             self.path_event(event).await;
+            self.judge();
         }
     }
 
@@ -501,11 +559,11 @@ impl Owner {
                     self.path_event(event).await;
                 }
             }
-            None => {
-                if self.wanted() {
-                    self.supervise(Input::Tick);
-                }
-            }
+            None => {}
+        }
+        self.judge();
+        if self.dials() {
+            self.supervise(Input::Tick);
         }
         self.end_drain_if_done().await;
     }

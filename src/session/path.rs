@@ -179,7 +179,10 @@ impl Path {
             Input::Flushed(Ok(())) => PathEvent::Nothing,
             Input::Flushed(Err(error)) => PathEvent::Broken(error),
             Input::Datagram(datagram) => self.datagram(&datagram),
-            Input::Stirs => self.tick().unwrap_or(PathEvent::Nothing),
+            Input::Stirs => {
+                self.look_at = Some(Instant::now());
+                self.tick().unwrap_or(PathEvent::Nothing)
+            }
         }
     }
 
@@ -292,6 +295,23 @@ impl Path {
     /// Has the path prove itself at the next tick: it may lead nowhere any more.
     pub fn probe(&mut self) {
         self.liveness.probe();
+        self.look_at = Some(Instant::now());
+    }
+
+    /// Whether the path does not answer, and another should be tried beside it.
+    pub fn is_suspect(&self) -> bool {
+        self.liveness.is_suspect(Instant::now().into_std())
+    }
+
+    /// The application stops running: nothing is asked of the path.
+    pub fn suspend(&mut self) {
+        self.liveness.suspend();
+    }
+
+    /// It runs again, and the path has to prove itself.
+    pub fn resume(&mut self) {
+        self.liveness.resume();
+        self.look_at = Some(Instant::now());
     }
 
     /// Looks at the time: pings, or finds the path dead.

@@ -31,6 +31,10 @@ pub(super) enum Command {
     Ping(oneshot::Sender<Duration>),
     /// The network changed: try at once.
     NetworkChanged,
+    /// The application is about to stop running.
+    Suspend,
+    /// It runs again.
+    Resume,
     /// The node goes down: finish what is in flight, say goodbye, end.
     Drain(oneshot::Sender<()>),
 }

@@ -69,8 +69,8 @@ impl Slot {
             Next::Finish => {
                 let _ = send.as_mut()?.finish();
             }
-            // That it was given up is said where nothing gets lost: a reset could overtake the head.
-            Next::Nothing | Next::Reset(_) => {
+            Next::Reset(code) => send.as_mut()?.reset(StreamCode::from_number(code.into()).unwrap_or(StreamCode::Cancelled)),
+            Next::Nothing => {
                 let path = send.take()?;
                 if let Some(slot) = table.streams.slot(id) {
                     slot.sending = Sending::Ready(Box::new((path, attached.clone())));

@@ -127,11 +127,16 @@ impl StreamSend {
         }
         if last {
             self.ended = true;
-            if let Some(path) = &mut self.path {
-                let _ = path.finish();
-            }
+            self.finish_path();
         }
         Ok(())
+    }
+
+    /// The path stream ends, and is needed no more.
+    fn finish_path(&mut self) {
+        if let Some(mut path) = self.path.take() {
+            let _ = path.finish();
+        }
     }
 
     /// Takes bytes into the session's keeping, and learns who sends them: how many were taken, and whether this half goes on on
@@ -202,9 +207,7 @@ impl StreamSend {
         if let Poll::Ready(Err(error)) = kept {
             return Err(error);
         }
-        if let Some(path) = &mut self.path {
-            let _ = path.finish();
-        }
+        self.finish_path();
         Ok(())
     }
 

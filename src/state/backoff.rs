@@ -10,6 +10,9 @@
 //!   silence is part of the wait.
 //! - **Refused**: as steady, with a ceiling of 5 min, until an attempt ends otherwise or the timing is reset.
 //!
+//! - **Beside**, while the session is up but its path is suspect: as quick, on battery too, for as long as the suspicion lasts. So a
+//!   new path may be there before the old one is given up, and if the old one answers the attempts are abandoned.
+//!
 //! A network change, a sleep of this machine and the peer dialling us start all over: see [`Input`]. A session that did not
 //! last 3 s starts nothing over, nor does the peer dialling after it: two nodes that keep closing each other's links slow down.
 
@@ -53,17 +56,27 @@ pub enum Input {
     Refused(AttemptId),
     /// An address answered with another key. The attempt that found it goes on, or fails by a `Failed` of its own.
     WrongKey(SocketAddr),
-    /// The session is up, by an attempt of ours or of the peer's.
+    /// The session is up, by an attempt of ours or of the peer's; or it is on a new path, beside which no other is needed.
     Connected,
-    /// The session has no path any more.
+    /// The session has no path any more. Attempts made beside it go on.
     Lost,
+    /// The session is up, but its path does not answer. Attempts run beside it, the first within [`FIRST_AFTER_LOSS`]. Saying it
+    /// again changes nothing, nor does saying it of a peer that is not connected.
+    Suspect,
+    /// The path answered: attempts beside it are abandoned.
+    Answered,
     /// The peer's link reached us, so it can be reached, and wants us. If its link comes to nothing, ours follows within 1 s,
     /// unless one is running.
     PeerDialled,
-    /// Addresses or routes of this machine changed. Dials at once; addresses set aside may lead elsewhere now.
+    /// Addresses or routes of this machine changed. Dials at once, beside a session that is up too; addresses set aside may
+    /// lead elsewhere now.
     NetworkChanged,
-    /// This machine slept. For callers whose clock stands still meanwhile, as Linux's monotonic clock does. Dials at once.
+    /// This machine slept. For callers whose clock stands still meanwhile, as Linux's monotonic clock does. Dials at once, as after a network change.
     Slept,
+    /// The application is about to stop running. Attempts are abandoned, and none starts until it is resumed; there is no wake-up.
+    Suspended,
+    /// It runs again, or does so anyway. Dials at once, as after a network change.
+    Resumed,
 }
 
 /// What to do now.
@@ -87,7 +100,7 @@ pub struct Dial {
 }
 
 /// The timing of one wanted peer's supervisor. Feed it every event, do what it returns; it cannot get stuck: while there is
-/// no session there is always a next wake-up, even when attempts are never reported.
+/// no session there is always a next wake-up, unless suspended, even when attempts are never reported.
 ///
 /// ```
 /// use std::time::{Duration, Instant};
@@ -105,6 +118,9 @@ pub struct Backoff {
     resume_window: Duration,
     ceiling_max: Duration,
     up_since: Option<Instant>,
+    /// The path of the session that is up does not answer.
+    suspect: bool,
+    suspended: bool,
     /// What there is to resume can be resumed until then.
     resume_until: Option<Instant>,
     alive: Vec<Attempt>,
@@ -141,6 +157,8 @@ impl Backoff {
             resume_window: limits::RESUME_WINDOW,
             ceiling_max: limits::BACKOFF_MAX,
             up_since: None,
+            suspect: false,
+            suspended: false,
             resume_until: None,
             alive: Vec::with_capacity(ATTEMPTS),
             attempts: 0,
@@ -165,25 +183,32 @@ impl Backoff {
     /// Takes one event and says what to do. Times must not go back.
     pub fn handle(&mut self, input: Input, now: Instant, rng: &mut impl Rng) -> Todo {
         let slept = self.planned.is_some_and(|planned| now > planned + SLEPT);
-        if slept && self.up_since.is_none() {
+        if slept {
             self.reset(now);
         }
         let mut todo = Todo::default();
         match input {
             Input::Tick => {}
-            Input::Failed(attempt) => drop(self.end(attempt, false)),
+            Input::Failed(attempt) => self.failed(attempt, now, rng),
             Input::Refused(attempt) => self.refused(attempt, now, rng),
             Input::WrongKey(addr) => self.put_aside(addr, now),
             Input::Connected => self.connected(now, &mut todo),
             Input::Lost => self.lost(now, rng),
+            Input::Suspect => self.suspect(now, rng),
+            Input::Answered => self.answered(&mut todo),
             Input::PeerDialled => self.peer_dialled(now, rng),
             Input::NetworkChanged => {
                 self.set_aside.clear();
                 self.reset(now);
             }
             Input::Slept => self.reset(now),
+            Input::Suspended => self.suspend(&mut todo),
+            Input::Resumed => {
+                self.suspended = false;
+                self.reset(now);
+            }
         }
-        if self.up_since.is_none() {
+        if !self.suspended {
             self.proceed(now, rng, &mut todo);
         }
         self.planned = todo.wake;
@@ -207,13 +232,41 @@ impl Backoff {
     }
 
     fn connected(&mut self, now: Instant, todo: &mut Todo) {
-        todo.abandon.extend(self.alive.drain(..).map(|attempt| attempt.id));
         self.up_since.get_or_insert(now);
+        self.answered(todo);
+    }
+
+    fn suspect(&mut self, now: Instant, rng: &mut impl Rng) {
+        if self.up_since.is_none() || std::mem::replace(&mut self.suspect, true) {
+            return;
+        }
+        // One that runs already, after a network change, has said when the next is due.
+        if self.alive.is_empty() {
+            self.plan(now, Duration::ZERO, FIRST_AFTER_LOSS, rng);
+        }
+    }
+
+    /// A word from the path of a session that was lost meanwhile changes nothing.
+    fn answered(&mut self, todo: &mut Todo) {
+        if self.up_since.is_some() {
+            self.suspect = false;
+            self.abandon_all(todo);
+        }
+    }
+
+    fn suspend(&mut self, todo: &mut Todo) {
+        self.suspended = true;
+        self.abandon_all(todo);
+    }
+
+    fn abandon_all(&mut self, todo: &mut Todo) {
+        todo.abandon.extend(self.alive.drain(..).map(|attempt| attempt.id));
         self.urgent = None;
     }
 
     fn lost(&mut self, now: Instant, rng: &mut impl Rng) {
         let Some(since) = self.up_since.take() else { return };
+        self.suspect = false;
         self.unstable = now.saturating_duration_since(since) < STABLE;
         if !self.unstable {
             self.resume_until = Some(now + self.resume_window);
@@ -221,6 +274,14 @@ impl Backoff {
         }
         let longest = if self.is_quick(now) { FIRST_AFTER_LOSS } else { self.steady_ceiling(now).max(FIRST_AFTER_LOSS) };
         self.plan(now, Duration::ZERO, longest, rng);
+    }
+
+    /// A peer that refused and now is silent may be another one by the time it answers: the long wait is over.
+    fn failed(&mut self, attempt: AttemptId, now: Instant, rng: &mut impl Rng) {
+        let refused = self.refused;
+        if self.end(attempt, false) && refused {
+            self.plan(now, Duration::ZERO, self.steady_ceiling(now), rng);
+        }
     }
 
     fn refused(&mut self, attempt: AttemptId, now: Instant, rng: &mut impl Rng) {
@@ -244,7 +305,7 @@ impl Backoff {
 
     /// Dials now, or once [`RESET_SPACING`] has passed since the last time.
     fn reset(&mut self, now: Instant) {
-        if self.up_since.is_none() {
+        if !self.suspended {
             self.urgent = Some(self.last_urgent.map_or(now, |last| now.max(last + RESET_SPACING)));
         }
     }
@@ -274,7 +335,7 @@ impl Backoff {
     }
 
     fn proceed(&mut self, now: Instant, rng: &mut impl Rng, todo: &mut Todo) {
-        self.give_up_overdue(now, todo);
+        self.give_up_overdue(now, rng, todo);
         if self.urgent.is_some_and(|due| due <= now) {
             self.urgent = None;
             self.last_urgent = Some(now);
@@ -291,15 +352,16 @@ impl Backoff {
         todo.wake = next.into_iter().chain(self.urgent).chain(self.alive.iter().map(|attempt| attempt.ends)).min();
     }
 
-    fn give_up_overdue(&mut self, now: Instant, todo: &mut Todo) {
+    fn give_up_overdue(&mut self, now: Instant, rng: &mut impl Rng, todo: &mut Todo) {
         while let Some(overdue) = self.alive.iter().find(|attempt| attempt.ends <= now).map(|attempt| attempt.id) {
-            self.end(overdue, false);
+            self.failed(overdue, now, rng);
             todo.abandon.push(overdue);
         }
     }
 
     fn has_room(&self, now: Instant) -> bool {
-        self.alive.len() < if self.is_quick(now) { ATTEMPTS } else { 1 }
+        let needed = self.up_since.is_none() || self.suspect;
+        needed && self.alive.len() < if self.is_quick(now) { ATTEMPTS } else { 1 }
     }
 
     fn dial(&mut self, now: Instant, rng: &mut impl Rng) -> Dial {
@@ -324,7 +386,8 @@ impl Backoff {
     }
 
     fn is_quick(&self, now: Instant) -> bool {
-        self.profile == Profile::Active && self.is_resumable(now) && !self.refused
+        let lost = self.profile == Profile::Active && self.is_resumable(now);
+        (lost || self.up_since.is_some()) && !self.refused
     }
 
     fn is_resumable(&self, now: Instant) -> bool {

@@ -189,7 +189,7 @@ impl Accepter {
                     self.advance(State::Gap);
                 }
                 self.advance(State::Live);
-                self.close_oldest_gaps();
+                self.close_gaps(self.gaps.saturating_sub(GAPS));
             }
             State::Gap => {
                 self.clear(index, State::Gap);
@@ -208,23 +208,25 @@ impl Accepter {
         live
     }
 
-    /// The opener is done with a stream, seen or not: it is over from now on. True when it was live. One too far past the
-    /// watermark says nothing.
-    pub fn over(&mut self, id: u64) -> bool {
-        let Ok(index) = self.index(id) else { return false };
-        match self.state(index) {
-            State::Live => return self.finished(id),
-            State::Gap => self.clear(index, State::Gap),
-            State::Unseen if index - self.next <= AHEAD + self.unheard => {
-                while self.next <= index {
-                    self.advance(State::Gap);
-                }
-                self.clear(index, State::Gap);
-                self.close_oldest_gaps();
+    /// The opener is done with `count` streams from `first` on, seen or not: they are over from now on. Returns the ids that were
+    /// live, rising. What is too far past the watermark says nothing. Costs no more when a run is long or far ahead.
+    pub fn over(&mut self, first: u64, count: u64) -> Vec<u64> {
+        let mut ended = Vec::new();
+        let Ok(index) = self.index(first) else { return ended };
+        let farthest = self.next.saturating_add(AHEAD + self.unheard);
+        let end = index.saturating_add(count).min(farthest + 1);
+        self.clear_between(index, end.min(self.next), &mut ended);
+        if index <= farthest && end > self.next {
+            self.unheard = self.unheard.saturating_sub(end - self.next);
+            if index > self.next {
+                let gaps = (index - self.next) as usize;
+                self.close_gaps((self.gaps + gaps).saturating_sub(GAPS));
+                self.raise(index, true);
             }
-            State::Unseen | State::Over => {}
+            self.raise(end, false);
+            self.close_gaps(self.gaps.saturating_sub(GAPS));
         }
-        false
+        ended
     }
 
     /// Whether a stream that has not come yet may still come under this id.
@@ -381,11 +383,62 @@ impl Accepter {
         if state == State::Live { &mut self.live } else { &mut self.gaps }
     }
 
-    /// More gaps than the row of recent words has bits: so the oldest is among the old ones.
-    fn close_oldest_gaps(&mut self) {
-        while self.gaps > GAPS && self.old_gaps.pop_first().is_some() {
-            self.gaps -= 1;
-            self.gaps_closed += 1;
+    /// Raises the watermark; the ids on the way are gaps, or over.
+    fn raise(&mut self, to: u64, gaps: bool) {
+        while self.next < to {
+            let at = self.word_of(self.next).expect("the watermark's word is never behind the recent ones");
+            if at == self.recent.len() {
+                self.grow();
+                continue;
+            }
+            let bit = self.next % WORD_BITS;
+            let ids = (WORD_BITS - bit).min(to - self.next);
+            if gaps {
+                self.recent[at].gaps |= span(bit, ids);
+                self.gaps += ids as usize;
+            }
+            self.next += ids;
+        }
+    }
+
+    /// Whatever lies between these indexes is over; both are at most the watermark.
+    fn clear_between(&mut self, index: u64, end: u64, ended: &mut Vec<u64>) {
+        if index >= end {
+            return;
+        }
+        let old = |held: &BTreeSet<u64>| held.range(index..end).copied().collect::<Vec<_>>();
+        let (live, gaps) = (old(&self.old_live), old(&self.old_gaps));
+        gaps.into_iter().for_each(|gap| self.clear(gap, State::Gap));
+        ended.extend(live.iter().map(|live| self.id(*live)));
+        live.into_iter().for_each(|live| self.clear(live, State::Live));
+        let mut at = index.max(self.first_word * WORD_BITS);
+        while at < end {
+            let (bit, base) = (at % WORD_BITS, at - at % WORD_BITS);
+            let ids = (WORD_BITS - bit).min(end - at);
+            let Some(word) = self.word_of(at).and_then(|word| self.recent.get_mut(word)) else { return };
+            let (live, gaps) = (word.live & span(bit, ids), word.gaps & span(bit, ids));
+            word.live &= !live;
+            word.gaps &= !gaps;
+            self.live -= live.count_ones() as usize;
+            self.gaps -= gaps.count_ones() as usize;
+            ended.extend(bits(live).map(|bit| self.id(base + bit)));
+            at += ids;
+        }
+    }
+
+    /// Closes so many of the oldest gaps.
+    fn close_gaps(&mut self, mut many: usize) {
+        many = many.min(self.gaps);
+        self.gaps -= many;
+        self.gaps_closed += many as u64;
+        while many > 0 && self.old_gaps.pop_first().is_some() {
+            many -= 1;
+        }
+        for word in &mut self.recent {
+            while many > 0 && word.gaps != 0 {
+                let all = word.gaps.count_ones() as usize;
+                (word.gaps, many) = if all <= many { (0, many - all) } else { (word.gaps & (word.gaps - 1), many - 1) };
+            }
         }
     }
 
@@ -402,6 +455,11 @@ impl Accepter {
         let recent = recent.flat_map(|(word, row)| bits(held(row)).map(move |bit| word * WORD_BITS + bit));
         old.iter().copied().chain(recent).collect()
     }
+}
+
+/// So many bits, from this one on; at least one.
+fn span(bit: u64, ids: u64) -> u64 {
+    (u64::MAX >> (WORD_BITS - ids)) << bit
 }
 
 /// The positions of the bits that are set, rising.
@@ -523,16 +581,21 @@ mod tests {
             Ok(Accepted::Fresh)
         }
 
-        fn over(&mut self, index: u64) -> bool {
-            if self.next <= index && index <= self.next + AHEAD {
+        fn over(&mut self, index: u64, count: u64) -> Vec<u64> {
+            let farthest = self.next + AHEAD;
+            let end = (index + count).min(farthest + 1);
+            self.gaps.retain(|gap| !(index..end).contains(gap));
+            let mut over: Vec<u64> = self.live.iter().copied().filter(|live| (index..end).contains(live)).collect();
+            over.sort_unstable();
+            self.live.retain(|live| !(index..end).contains(live));
+            if index <= farthest && end > self.next {
                 self.gaps.extend(self.next..index);
-                self.next = index + 1;
+                self.next = end;
                 while self.gaps.len() > GAPS {
                     self.gaps.pop_first();
                 }
             }
-            self.gaps.remove(&index);
-            self.live.remove(&index)
+            over
         }
 
         fn attached(&mut self, next: u64, listed: &HashSet<u64>) -> Vec<u64> {
@@ -556,7 +619,7 @@ mod tests {
         Far(u16),
         Finish(u16),
         FinishAll,
-        Over(i16),
+        Over(i16, u64),
         Attach { skipped: i16, keep: u8, promised: u8 },
     }
 
@@ -567,7 +630,8 @@ mod tests {
             1 => (0u16..4_200).prop_map(Step::Far),
             8 => any::<u16>().prop_map(Step::Finish),
             1 => Just(Step::FinishAll),
-            2 => (-300i16..40).prop_map(Step::Over),
+            2 => (-300i16..40, 1u64..100).prop_map(|(offset, count)| Step::Over(offset, count)),
+            1 => (-300i16..4_200, 1u64..1 << 60).prop_map(|(offset, count)| Step::Over(offset, count)),
             1 => (-50i16..300, any::<u8>(), 0u8..5).prop_map(|(skipped, keep, promised)| Step::Attach { skipped, keep, promised }),
         ];
         prop::collection::vec(step, 1..120)
@@ -599,9 +663,10 @@ mod tests {
                     Step::FinishAll => for index in model.live.drain() {
                         prop_assert!(ids.finished(id(index)));
                     },
-                    Step::Over(offset) => {
+                    Step::Over(offset, count) => {
                         let index = model.next.saturating_add_signed(offset.into());
-                        prop_assert_eq!(ids.over(id(index)), model.over(index));
+                        let over: Vec<u64> = model.over(index, count).into_iter().map(id).collect();
+                        prop_assert_eq!(ids.over(id(index), count), over);
                     }
                     Step::Attach { skipped, keep, promised } => {
                         let next = model.next.saturating_add_signed(skipped.into());

@@ -10,6 +10,10 @@
 //!
 //! Of two idle ends one pings, and the other sends its own ping together with the pong; its timer then runs one [`TICK`] longer.
 //!
+//! A path is *suspect* before it is dead: something was asked, and nothing answered for a second. Then another path is tried beside
+//! it, so that little is lost if it is dead and nothing if it is not. Asked to [prove itself](Liveness::probe), as after a change of
+//! the network, it is suspect until it has. Any answer clears it. That a suspicion is early costs a handshake, so it may be.
+//!
 //! Outstanding is what was sent, is not acknowledged, and has seen no pong of a later ping: after that it waits for the peer's
 //! application, not for the path, and a call that takes an hour costs no more pings than an idle path.
 //!
@@ -26,8 +30,12 @@ use crate::proto::limits;
 pub const TICK: Duration = Duration::from_millis(500);
 /// Something is outstanding and nothing answered for this long: a ping asks, in case the acknowledgement is merely slow.
 pub const ASK_AFTER: Duration = Duration::from_secs(1);
+/// A ping is unanswered for this long, or for two usual round trips up to twice this: the path is suspect.
+pub const SUSPECT_AFTER: Duration = Duration::from_secs(1);
 /// A tick this much late means that we did not run, not that the peer was silent.
 pub const SLEPT: Duration = Duration::from_secs(2);
+/// While suspended nothing is due; a timer that needs a time anyway rests this long.
+const REST: Duration = Duration::from_secs(86_400);
 
 /// What the way of messages leaves for the timer: how much was sent on one path, and how much acknowledged, in bytes or in
 /// whatever unit the caller counts by. Shared by reference; every method is a few nanoseconds and never blocks.
@@ -108,7 +116,9 @@ pub struct Step {
     pub ping: Option<u64>,
     /// The path is dead: leave it. Later ticks say the same.
     pub dead: Option<Dead>,
-    /// Tick again then, or when [`Pulse::sent`] says so; `None` once dead.
+    /// The path does not answer and may be dead soon: try another beside it. Never true of one that is dead.
+    pub suspect: bool,
+    /// Tick again then, or when [`Pulse::sent`] says so; `None` once dead, and while suspended.
     pub wake: Option<Instant>,
 }
 
@@ -144,6 +154,11 @@ pub struct Liveness {
     ping: Option<Ping>,
     /// The path is dead then, unless something answers.
     ping_deadline: Option<Instant>,
+    /// The first ping since the last answer was sent then.
+    asked_since: Option<Instant>,
+    /// The path is to prove itself: suspect until a pong with this number, or a later one.
+    doubted: Option<u64>,
+    suspended: bool,
     next_seq: u64,
     /// Pongs below this came already, or need not come any more.
     answered_below: u64,
@@ -182,6 +197,9 @@ impl Liveness {
             waiting_since: None,
             ping: None,
             ping_deadline: None,
+            asked_since: None,
+            doubted: None,
+            suspended: false,
             next_seq: 0,
             answered_below: 0,
             probe: false,
@@ -194,6 +212,10 @@ impl Liveness {
 
     /// Judges the path at its timer, or when [`Pulse::sent`] asked for it. `pulse` is always this path's.
     pub fn tick(&mut self, now: Instant, pulse: &Pulse) -> Step {
+        if self.suspended {
+            self.ticked = now;
+            return Step { dead: self.dead, ..Step::default() };
+        }
         let seen = pulse.read();
         let busy = self.look(now, seen);
         self.dead = self.dead.or_else(|| self.verdict(now));
@@ -204,31 +226,39 @@ impl Liveness {
             self.follows = Duration::ZERO;
             self.send_ping(now)
         });
-        let mut wake = self.next_wake();
+        let mut wake = self.next_wake(now);
         if busy || (wake > now + TICK && !pulse.doze(seen)) {
             wake = wake.min(now + TICK);
         }
         self.planned = Some(wake);
-        Step { ping, dead: None, wake: Some(wake) }
+        Step { ping, dead: None, suspect: self.is_suspect(now), wake: Some(wake) }
     }
 
-    /// Sends a ping beside the timer's own, as for a person who asks how far the peer is: its number. It must be answered like any.
+    /// Sends a ping beside the timer's own, as for a person who asks how far the peer is: its number. It must be answered like any, so the
+    /// next tick may be due [sooner](Self::wake) than the last one said.
     pub fn ping(&mut self, now: Instant) -> u64 {
-        self.send_ping(now)
+        let seq = self.send_ping(now);
+        let wake = self.next_wake(now);
+        self.planned = self.planned.map(|planned| planned.min(wake));
+        seq
     }
 
     /// The peer's ping arrived. True when ours is due soon: sent together with the pong it costs no packet of its own, and an
     /// idle pair wakes its radios once per interval instead of twice.
     pub fn pinged(&mut self, now: Instant) -> bool {
-        let soon = self.dead.is_none() && self.ping_deadline.is_none() && self.next_ping() <= now + self.idle / 2;
+        let judging = self.dead.is_none() && !self.suspended;
+        let soon = judging && self.ping_deadline.is_none() && self.next_ping() <= now + self.idle / 2;
         if soon {
             self.follows = TICK;
         }
         soon
     }
 
-    /// When the next tick is due, as the last one said.
+    /// When the next tick is due: as the last one said, or sooner for a [`ping`](Self::ping) since; far off while suspended.
     pub fn wake(&self) -> Instant {
+        if self.suspended {
+            return self.ticked + REST;
+        }
         self.planned.unwrap_or(self.last_answer)
     }
 
@@ -242,14 +272,38 @@ impl Liveness {
             self.proven = ping.after;
             self.sample(now.saturating_duration_since(ping.at));
         }
+        self.doubted.take_if(|from| seq >= *from);
         self.last_answer = now;
         self.answered(now);
     }
 
     /// Have the path prove itself: the next tick, which should be now, sends a ping that must be answered within 3 s, on battery
-    /// too. For a network change, and a wake-up from sleep.
+    /// too. Until it is, the path is suspect. For a network change, and a wake-up from sleep.
     pub fn probe(&mut self) {
         self.probe = true;
+        self.doubted = Some(self.next_seq);
+    }
+
+    /// Whether the path is suspect now, as a tick would say; so the owner need not wait for one when a pong has cleared it.
+    pub fn is_suspect(&self, now: Instant) -> bool {
+        let judging = self.dead.is_none() && !self.suspended;
+        judging && (self.doubted.is_some() || self.suspect_at().is_some_and(|at| at <= now))
+    }
+
+    /// The machine, or the application on it, is about to stop running. Until [`resume`](Self::resume) no ping is due and no
+    /// verdict falls, however long that takes and whatever is outstanding. Twice is the same as once.
+    pub fn suspend(&mut self) {
+        self.suspended = true;
+        self.ping = None;
+    }
+
+    /// It runs again: what went unanswered meanwhile counts for nothing, and the path is to [prove itself](Self::probe). The next
+    /// tick is due at once. Nothing happens unless it was suspended.
+    pub fn resume(&mut self) {
+        if std::mem::take(&mut self.suspended) {
+            self.ask_again();
+            self.planned = None;
+        }
     }
 
     /// Smoothed time from ping to pong (RFC 9002, section 5.3); `None` before the first pong.
@@ -268,10 +322,8 @@ impl Liveness {
             self.last_answer = self.last_answer.max(before);
             self.answered(now);
         } else if self.planned.is_some_and(|planned| now > planned + SLEPT) {
-            // Answers may lie unread in the socket: ask again before judging.
-            self.probe = true;
-            self.waiting_since = None;
-            self.ping_deadline = None;
+            // Answers may lie unread in the socket.
+            self.ask_again();
         }
         self.waiting_since = if outstanding { self.waiting_since.or(Some(now)) } else { None };
         answered || outstanding
@@ -280,6 +332,23 @@ impl Liveness {
     fn answered(&mut self, now: Instant) {
         self.waiting_since = self.waiting_since.map(|_| now);
         self.ping_deadline = None;
+        self.asked_since = None;
+    }
+
+    /// We did not run: the time that passed says nothing, and a ping asks before anything is judged.
+    fn ask_again(&mut self) {
+        // A pong for it may still come, but it would not say how far the peer is.
+        self.ping = None;
+        self.waiting_since = None;
+        self.ping_deadline = None;
+        self.asked_since = None;
+        self.probe();
+    }
+
+    /// When the ping that is unanswered makes the path suspect.
+    fn suspect_at(&self) -> Option<Instant> {
+        let patience = self.rtt.map_or(SUSPECT_AFTER, |rtt| (2 * rtt).clamp(SUSPECT_AFTER, 2 * SUSPECT_AFTER));
+        self.asked_since.map(|since| since + patience)
     }
 
     fn verdict(&self, now: Instant) -> Option<Dead> {
@@ -303,13 +372,16 @@ impl Liveness {
         let seq = self.next_seq;
         self.next_seq += 1;
         self.ping = Some(Ping { seq, at: now, after: self.sent });
+        self.asked_since.get_or_insert(now);
         self.ping_deadline = Some(self.ping_deadline.map_or(now + grace, |deadline| deadline.min(now + grace)));
         seq
     }
 
-    fn next_wake(&self) -> Instant {
+    fn next_wake(&self, now: Instant) -> Instant {
         let ping = self.ping_deadline.unwrap_or_else(|| self.next_ping());
-        self.waiting_since.map_or(ping, |since| ping.min(since + limits::ANSWER_BOUND))
+        let suspect = self.suspect_at().filter(|at| now < *at);
+        let dead = self.waiting_since.map(|since| since + limits::ANSWER_BOUND);
+        [suspect, dead].into_iter().flatten().fold(ping, Instant::min)
     }
 
     fn sample(&mut self, rtt: Duration) {

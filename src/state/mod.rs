@@ -14,3 +14,6 @@ pub mod prefix;
 pub mod replay;
 pub mod roster;
 pub mod streams;
+
+#[cfg(test)]
+mod tests;

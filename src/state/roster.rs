@@ -58,6 +58,8 @@ struct Entry {
     proposed: u64,
     /// The link its session is on.
     link: Option<LinkNumber>,
+    /// That link does not answer: another may be greeted beside it.
+    suspect: bool,
     /// Our own hello that is not answered yet.
     dial: Option<Dial>,
     /// The peer's link that waits for it.
@@ -79,17 +81,31 @@ impl Roster {
         Self { own, visitors_max, nodes: HashMap::new(), visitors: HashMap::new() }
     }
 
-    /// We dialled this link and are about to say hello on it: the attach number to propose. `None` if the peer has a link or
-    /// is being greeted already, and this one can be closed.
+    /// We dialled this link and are about to say hello on it: the attach number to propose. `None` if the peer has a link
+    /// that is not [suspect](Self::suspect), or is being greeted already, and this one can be closed.
     pub fn propose(&mut self, peer: NodeId, link: LinkNumber) -> Option<u64> {
         let entry = self.nodes.entry(peer).or_default();
-        if entry.link.is_some() || entry.dial.is_some() {
+        if (entry.link.is_some() && !entry.suspect) || entry.dial.is_some() {
             return None;
         }
         let attach = entry.attach.max(entry.proposed).checked_add(1)?;
         entry.proposed = attach;
         entry.dial = Some(Dial { link, attach });
         Some(attach)
+    }
+
+    /// The link a node's session is on does not answer, or answers again. While it is suspect we may greet the peer on another,
+    /// which then replaces it; a new link is not suspect, whatever the old one was. Nothing is marked of a node without a link.
+    pub fn suspect(&mut self, peer: NodeId, suspect: bool) {
+        if let Some(entry) = self.nodes.get_mut(&peer) {
+            entry.suspect = suspect && entry.link.is_some();
+        }
+    }
+
+    /// Whether a hello of ours waits for this peer's answer. The peer may have left the older link for it already: to give it up
+    /// now, because the older one answers again, would cost both.
+    pub fn is_greeting(&self, peer: NodeId) -> bool {
+        self.nodes.get(&peer).is_some_and(|entry| entry.dial.is_some())
     }
 
     /// A hello came in on a link the peer dialled.
@@ -147,7 +163,7 @@ impl Roster {
         }
         let entry = self.nodes.get_mut(&peer)?;
         if entry.link == Some(link) {
-            entry.link = None;
+            (entry.link, entry.suspect) = (None, false);
         }
         if entry.parked.is_some_and(|(parked, ..)| parked == link) {
             entry.parked = None;
@@ -207,7 +223,7 @@ impl Entry {
             self.boot = Some(boot);
             self.proposed = self.dial.map_or(0, |dial| dial.attach);
         }
-        self.attach = attach;
+        (self.attach, self.suspect) = (attach, false);
         Verdict::Accept { attach, replaces: self.link.replace(link).filter(|old| *old != link) }
     }
 

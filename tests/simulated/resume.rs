@@ -54,7 +54,7 @@ impl Duo {
         let to_b = a.hold(b.id(), &[(ip(2), PORT).into()]);
         until(Duration::from_secs(60), || joined(&a, &b)).await;
         let to_a = b.session(a.id()).expect("it is connected");
-        Self { nodes: [a, b], books: [book_a, book_b], to: [to_a, to_b], told, keys }
+        Self { nodes: [a, b], books: [book_b, book_a], to: [to_b, to_a], told, keys }
     }
 
     /// For calls by this node: its session, and the book that the other keeps of them.

@@ -11,13 +11,14 @@ use rustls::crypto::aws_lc_rs::default_provider;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
 use rustls::version::TLS13;
 use rustls::{ClientConfig, DigitallySignedStruct, Error, ServerConfig, SignatureScheme};
+use tokio::sync::mpsc;
 use voltmesh::Node;
 use voltmesh::id::NodeId;
 use voltmesh::proto::body::ContentType;
 use voltmesh::proto::call::{Header, Shape};
 use voltmesh::proto::close::CloseCode;
 use voltmesh::proto::codec;
-use voltmesh::proto::control::{Attach, BootId, Control, Hello, Profile, Role, SessionId};
+use voltmesh::proto::control::{Attach, BootId, Control, Hello, LiveStream, Profile, Role, SessionId};
 use voltmesh::proto::frame::{Frames, put_message};
 use voltmesh::proto::stream::{Head, Kind, Purpose};
 use voltmesh::proto::{limits, varint};
@@ -81,15 +82,43 @@ impl RawPeer {
 
     /// A session with the node, as an honest peer would make it.
     pub async fn greet(&self, node: &Node) -> RawSession {
+        let (raw, _) = self.attach_as(node, hello(), 0, Vec::new()).await;
+        raw
+    }
+
+    /// Puts the session on another link and says where the streams stand. Gives what the node says of that.
+    pub async fn go_on(
+        &self,
+        node: &Node,
+        before: &RawStreams,
+        next_id: u64,
+        live: Vec<LiveStream>,
+    ) -> (RawSession, Vec<Attach>) {
+        let hello = Hello { session: Some(before.session), attach: before.attach + 1, ..before.hello.clone() };
+        self.attach_as(node, hello, next_id, live).await
+    }
+
+    /// A session for this hello, if the node takes it up, attached with this list.
+    pub async fn attach_as(&self, node: &Node, hello: Hello, next_id: u64, live: Vec<LiveStream>) -> (RawSession, Vec<Attach>) {
+        let (connection, mut control, theirs) = self.hello_as(node, &hello).await;
+        let session = theirs.session.expect("it accepts");
+        control.send_list(&Attach { next_id, ..attach(session, theirs.attach) }, live).await;
+        let mut list = Vec::new();
+        while list.last().is_none_or(|part: &Attach| part.more) {
+            let Control::Attach(part) = control.next().await else { panic!("no attach") };
+            list.push(part);
+        }
+        (RawSession::new(connection, control, session, Hello { attach: theirs.attach, ..hello }), list)
+    }
+
+    /// Says this hello to the node, and gives its answer.
+    pub async fn hello_as(&self, node: &Node, hello: &Hello) -> (Connection, RawControl, Hello) {
         let connection = self.connect(node).await;
         let (mut send, recv) = connection.open_bi().await.unwrap();
-        send.write_all(&hello_bytes(&hello())).await.unwrap();
+        send.write_all(&hello_bytes(hello)).await.unwrap();
         let mut control = RawControl { send, recv, frames: Frames::new(limits::CONTROL_MESSAGE_BYTES) };
         let Control::Hello(theirs) = control.next().await else { panic!("no hello") };
-        let session = theirs.session.expect("it accepts");
-        control.send(&Control::Attach(attach(session, theirs.attach))).await;
-        let Control::Attach(_) = control.next().await else { panic!("no attach") };
-        RawSession::new(connection, control, theirs.attach)
+        (connection, control, theirs)
     }
 
     /// Answers the next node that dials with these messages instead of the right ones, except for a hello's attach number of 1,
@@ -119,9 +148,9 @@ impl RawPeer {
         let (connection, mut control, theirs) = self.greeted().await;
         let session = SessionId::random();
         control.send(&Control::Hello(Hello { session: Some(session), attach: theirs.attach, ..hello() })).await;
-        control.send(&Control::Attach(attach(session, theirs.attach))).await;
+        control.send(&Control::Attach(Attach { next_id: 1, ..attach(session, theirs.attach) })).await;
         let Control::Attach(_) = control.next().await else { panic!("no attach") };
-        RawSession::new(connection, control, theirs.attach)
+        RawSession::new(connection, control, session, Hello { attach: theirs.attach, ..hello() })
     }
 }
 
@@ -142,13 +171,18 @@ impl RawPeer {
 pub struct RawSession {
     pub control: RawControl,
     streams: RawStreams,
+    to_say: mpsc::UnboundedReceiver<Control>,
 }
 
 /// The streams of a session of a raw peer.
 #[derive(Clone)]
 pub struct RawStreams {
     pub connection: Connection,
+    pub session: SessionId,
     pub attach: u64,
+    /// What the raw peer said of itself.
+    pub hello: Hello,
+    said: mpsc::UnboundedSender<Control>,
 }
 
 impl std::ops::Deref for RawSession {
@@ -160,26 +194,31 @@ impl std::ops::Deref for RawSession {
 }
 
 impl RawSession {
-    fn new(connection: Connection, control: RawControl, attach: u64) -> Self {
-        Self { control, streams: RawStreams { connection, attach } }
+    fn new(connection: Connection, control: RawControl, session: SessionId, hello: Hello) -> Self {
+        let (said, to_say) = mpsc::unbounded_channel();
+        Self { control, streams: RawStreams { connection, session, attach: hello.attach, hello, said }, to_say }
     }
 
-    /// Answers pings from now on, as long as the connection lives.
+    /// Answers pings and says what it is told to from now on, as long as the connection lives.
     pub fn answering(self) -> RawStreams {
-        let Self { mut control, streams } = self;
+        let Self { mut control, streams, mut to_say } = self;
         tokio::spawn(async move {
             loop {
-                let chunk = control.recv.read_chunk(usize::MAX, true).await;
-                let Ok(Some(chunk)) = chunk else { return };
-                control.frames.push(chunk.bytes);
-                while let Ok(Some(frame)) = control.frames.next_frame() {
-                    if let Ok(Control::Ping { seq }) = codec::decode(&frame) {
-                        let mut buf = Vec::new();
-                        put_message(&mut buf, &Control::Pong { seq });
-                        if control.send.write_all(&buf).await.is_err() {
-                            return;
+                let mut buf = Vec::new();
+                tokio::select! {
+                    chunk = control.recv.read_chunk(usize::MAX, true) => {
+                        let Ok(Some(chunk)) = chunk else { return };
+                        control.frames.push(chunk.bytes);
+                        while let Ok(Some(frame)) = control.frames.next_frame() {
+                            if let Ok(Control::Ping { seq }) = codec::decode(&frame) {
+                                put_message(&mut buf, &Control::Pong { seq });
+                            }
                         }
                     }
+                    Some(message) = to_say.recv() => put_message(&mut buf, &message),
+                }
+                if control.send.write_all(&buf).await.is_err() {
+                    return;
                 }
             }
         });
@@ -204,6 +243,19 @@ impl RawControl {
         let mut buf = Vec::new();
         put_message(&mut buf, message);
         self.send.write_all(&buf).await.unwrap();
+    }
+
+    /// An attach with this list, in as many parts as it takes.
+    pub async fn send_list(&mut self, attach: &Attach, live: Vec<LiveStream>) {
+        let mut parts = live.chunks(limits::PROGRESS_ENTRIES).map(<[LiveStream]>::to_vec).peekable();
+        loop {
+            let live = parts.next().unwrap_or_default();
+            let more = parts.peek().is_some();
+            self.send(&Control::Attach(Attach { live, more, ..attach.clone() })).await;
+            if !more {
+                return;
+            }
+        }
     }
 
     pub async fn next(&mut self) -> Control {
@@ -244,6 +296,25 @@ impl RawStreams {
         let mut buf = Vec::new();
         Head::Fresh { stream }.put(&mut buf);
         buf
+    }
+
+    /// Has this said on the control stream, by a session that is [answering](RawSession::answering).
+    pub fn tell(&self, message: Control) {
+        self.said.send(message).unwrap();
+    }
+
+    /// The head of this stream where it goes on from another path.
+    pub fn carried(&self, stream: u64, offset: u64, received: u64) -> Vec<u8> {
+        let mut buf = Vec::new();
+        Head::CarriedOn { stream, offset, received }.put(&mut buf);
+        buf
+    }
+
+    /// Loses the link, as the network would, only sooner: the code says nothing of the session.
+    pub async fn lose(&self) {
+        self.connection.close((CloseCode::Timeout as u32).into(), b"");
+        // Waits until the packet that says so has left.
+        tokio::task::yield_now().await;
     }
 
     /// Opens a path stream that begins with these bytes.
@@ -308,9 +379,14 @@ pub fn hello_bytes(hello: &Hello) -> Vec<u8> {
     buf
 }
 
-/// An honest attach.
+/// An honest attach of a new session, from the side that dialled.
 pub fn attach(session: SessionId, attach: u64) -> Attach {
     Attach { session, attach, next_id: 0, live: Vec::new(), more: false }
+}
+
+/// Where a stream stands that nothing more is said of.
+pub fn stands(stream: u64, received: u64) -> LiveStream {
+    LiveStream { stream, received, ended: false, reset: None, stop: None }
 }
 
 /// The code the node closes the connection with.

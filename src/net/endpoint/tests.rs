@@ -191,3 +191,52 @@ async fn closes_without_a_beginning_make_newcomers_prove_their_address() {
     honest.dial(address(2), key(2).id()).await.expect("it proves its address");
     accepting.abort();
 }
+
+/// Sends a megabyte on a new stream, while the network changes at both ends, and waits until the other end has it all.
+async fn carries(from: &Link, to: &Link, changing: [&Endpoint; 2]) {
+    let (mut send, _recv) = from.open().await.unwrap();
+    let sent = async {
+        for round in 0..16 {
+            send.write(vec![7; 65_536].into()).await.unwrap();
+            changing[round % 2].network_changed();
+        }
+        send.finish().unwrap();
+    };
+    let received = async {
+        let (_send, mut recv) = to.accept().await.unwrap();
+        let mut bytes = 0;
+        while let Some(chunk) = recv.read().await.unwrap() {
+            bytes += chunk.len();
+        }
+        bytes
+    };
+    assert_eq!(tokio::join!(sent, received).1, 16 * 65_536);
+}
+
+#[tokio::test]
+async fn links_do_not_notice_a_change_of_the_network_that_leaves_their_addresses() {
+    let wildcard = (Ipv4Addr::UNSPECIFIED, 0).into();
+    let loopback: SocketAddr = (Ipv4Addr::LOCALHOST, 0).into();
+    for listen in [vec![loopback], vec![wildcard], vec![loopback, loopback]] {
+        let [a, b] = [1, 2].map(|seed| endpoint(&key(seed), Transport::Udp(listen.clone()), &Bounds::default()));
+        let (links, mut accepted) = mpsc::channel(8);
+        let accepting = tokio::spawn({
+            let b = b.clone();
+            async move { b.accept(links).await }
+        });
+        let local = b.local().to_vec();
+        for _ in 0..100 {
+            b.network_changed();
+        }
+        let there = (Ipv4Addr::LOCALHOST, local[0].port()).into();
+        let dialled = a.dial(there, key(2).id()).await.unwrap();
+        let answered = accepted.recv().await.unwrap();
+        dialled.permit();
+        answered.permit();
+        carries(&dialled, &answered, [&a, &b]).await;
+        carries(&answered, &dialled, [&a, &b]).await;
+        assert_eq!((dialled.lost(), answered.lost()), (None, None));
+        assert_eq!(b.local(), local, "the port stays");
+        accepting.abort();
+    }
+}

@@ -1,8 +1,7 @@
-//! Single rules by example, then a wanted peer over simulated days, and a thousand of them at once.
+//! Single rules by example; a wanted peer over simulated days, and a thousand of them at once, in [`days`].
 
-use std::collections::BTreeMap;
+mod days;
 
-use proptest::prelude::*;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
@@ -105,7 +104,7 @@ fn a_session_ends_every_other_attempt_and_later_reports_of_them_are_ignored() {
     assert_eq!(peer.input(Input::Failed(first.attempt)), Todo::default());
     assert_eq!(peer.input(Input::Refused(second.attempt)), Todo::default());
     peer.now += 3_600 * S;
-    assert_eq!(peer.input(Input::NetworkChanged), Todo::default());
+    assert_eq!(peer.input(Input::PeerDialled), Todo::default());
 }
 
 #[test]
@@ -197,6 +196,116 @@ fn an_address_with_another_key_is_set_aside_for_five_minutes_or_until_the_networ
     assert!(!peer.backoff.is_set_aside(addr(999), peer.now));
 }
 
+/// A peer whose session has been up for a minute.
+fn up(profile: Profile) -> Peer {
+    let mut peer = Peer::new(profile);
+    peer.input(Input::Connected);
+    peer.now += 60 * S;
+    peer
+}
+
+#[test]
+fn beside_a_suspect_path_attempts_run_as_after_a_loss_on_battery_too() {
+    for profile in [Profile::Active, Profile::Battery] {
+        let mut peer = up(profile);
+        let (suspect_at, mut todo) = (peer.now, peer.input(Input::Suspect));
+        let mut starts = Vec::new();
+        while peer.now < suspect_at + 10 * S {
+            todo = peer.dial(todo).1;
+            starts.push(peer.now);
+            assert!(peer.backoff.alive() <= ATTEMPTS);
+            let wake = todo.wake;
+            assert_eq!(peer.input(Input::Suspect), Todo { wake, ..Todo::default() }, "again changes nothing");
+        }
+        assert!(starts[0] <= suspect_at + FIRST_AFTER_LOSS);
+        assert!(starts.windows(2).all(|pair| pair[1] - pair[0] >= QUICK.0));
+        assert!(starts.len() >= 4, "{}", starts.len());
+    }
+}
+
+#[test]
+fn when_the_old_path_answers_attempts_beside_it_are_abandoned() {
+    let mut peer = up(Profile::Active);
+    let todo = peer.input(Input::Suspect);
+    let (dial, _) = peer.dial(todo);
+    assert_eq!(peer.input(Input::Answered), Todo { abandon: vec![dial.attempt], ..Todo::default() });
+    peer.now += 60 * S;
+    assert_eq!(peer.input(Input::Tick), Todo::default());
+}
+
+#[test]
+fn attempts_beside_a_suspect_path_go_on_when_it_is_lost() {
+    let mut peer = up(Profile::Active);
+    let todo = peer.input(Input::Suspect);
+    peer.dial(todo);
+    let todo = peer.input(Input::Lost);
+    assert_eq!((todo.abandon.as_slice(), peer.backoff.alive()), (&[][..], 1));
+    assert_eq!(peer.input(Input::Answered).abandon, [], "a late word from the old path changes nothing");
+    assert_eq!(peer.backoff.alive(), 1);
+}
+
+#[test]
+fn a_peer_that_is_not_connected_cannot_be_suspect() {
+    let (mut peer, todo) = Peer::lost(Profile::Active);
+    peer.input(Input::Suspect);
+    peer.input(Input::Connected);
+    peer.now = todo.wake.unwrap() + S;
+    assert_eq!(peer.input(Input::Tick), Todo::default());
+}
+
+#[test]
+fn a_network_change_and_a_sleep_dial_at_once_beside_a_session_that_is_up() {
+    for input in [Input::NetworkChanged, Input::Slept, Input::Resumed] {
+        let mut peer = up(Profile::Battery);
+        let todo = peer.input(input);
+        let dial = todo.dial.expect("at once");
+        assert_eq!(todo.wake, Some(peer.now + dial.within), "one is enough unless the path is suspect");
+        peer.input(Input::Suspect);
+        assert_eq!(peer.backoff.alive(), 1, "the suspicion it brings does not dial twice at once");
+        assert_eq!(peer.input(Input::Answered), Todo { abandon: vec![dial.attempt], ..Todo::default() });
+    }
+}
+
+#[test]
+fn an_attempt_beside_a_path_that_answers_is_given_up_in_time() {
+    let mut peer = up(Profile::Active);
+    let todo = peer.input(Input::NetworkChanged);
+    let dial = todo.dial.unwrap();
+    assert_eq!(peer.tick(&todo), Todo { abandon: vec![dial.attempt], ..Todo::default() });
+}
+
+#[test]
+fn a_peer_that_refuses_attempts_beside_its_session_is_left_alone_until_that_is_lost() {
+    let mut peer = up(Profile::Active);
+    let todo = peer.input(Input::Suspect);
+    let (mut dial, _) = peer.dial(todo);
+    for _ in 0..8 {
+        let todo = peer.input(Input::Refused(dial.attempt));
+        (dial, _) = peer.dial(todo);
+        assert_eq!(peer.backoff.alive(), 1);
+    }
+    assert!(peer.backoff.ceiling() > S);
+    let todo = peer.input(Input::Lost);
+    assert!(todo.wake.unwrap() <= peer.now + FIRST_AFTER_LOSS);
+}
+
+#[test]
+fn while_suspended_nothing_is_dialled_and_afterwards_at_once() {
+    let (mut peer, todo) = Peer::lost(Profile::Active);
+    let (dial, _) = peer.dial(todo);
+    assert_eq!(peer.input(Input::Suspended), Todo { abandon: vec![dial.attempt], ..Todo::default() });
+    for input in [Input::Tick, Input::NetworkChanged, Input::Slept, Input::PeerDialled, Input::Suspended, Input::Suspect] {
+        peer.now += 3_600 * S;
+        assert_eq!(peer.input(input), Todo::default());
+    }
+    assert!(peer.input(Input::Resumed).dial.is_some());
+    peer.input(Input::Connected);
+    peer.input(Input::Suspended);
+    peer.now += 60 * S;
+    assert_eq!(peer.input(Input::Lost), Todo::default(), "nor after a loss meanwhile");
+    assert!(peer.input(Input::Resumed).dial.is_some());
+}
+
 #[test]
 fn nodes_that_keep_closing_each_others_links_slow_down() {
     let mut peer = Peer::new(Profile::Active);
@@ -223,196 +332,4 @@ fn a_battery_node_dials_an_absent_peer_about_once_a_minute() {
         assert_eq!(peer.backoff.alive(), 1);
     }
     assert!((40..110).contains(&dials), "{dials}");
-}
-
-/// A path that is up and down by turns, up at first; what dials into the dark is either silent or told at once.
-#[derive(Clone, Debug)]
-struct World {
-    profile: Profile,
-    phases: Vec<Duration>,
-    handshake: Duration,
-    silent: bool,
-    disturbances: Vec<(Duration, Input)>,
-}
-
-#[derive(Clone, Copy)]
-enum Happening {
-    Toggled,
-    /// The attempt's handshake is over, if the path that it began on is still up.
-    Answered(AttemptId, usize),
-    Unreachable(AttemptId),
-    LossSeen(usize),
-    Disturbed(Input),
-}
-
-struct Run<'a> {
-    world: &'a World,
-    start: Instant,
-    backoff: Backoff,
-    rng: StdRng,
-    agenda: BTreeMap<(Duration, u64), Happening>,
-    count: u64,
-    /// The path is up in even phases.
-    phase: usize,
-    /// When the path last changed, or a reset changed the ceiling.
-    settled: Duration,
-    connected: bool,
-    running: Vec<AttemptId>,
-    dials: Vec<Duration>,
-    wake: Option<Duration>,
-}
-
-impl<'a> Run<'a> {
-    fn new(world: &'a World, seed: u64) -> Self {
-        let backoff = Backoff::new(world.profile);
-        let (agenda, rng) = (BTreeMap::new(), StdRng::seed_from_u64(seed));
-        let (start, wake) = (Instant::now(), Some(Duration::ZERO));
-        let (settled, running, dials) = (Duration::ZERO, Vec::new(), Vec::new());
-        Self { world, start, backoff, rng, agenda, count: 0, phase: 0, settled, connected: false, running, dials, wake }
-    }
-
-    /// When each attempt started.
-    fn dials(mut self) -> Vec<Duration> {
-        let mut at = Duration::ZERO;
-        for phase in &self.world.phases {
-            at += *phase;
-            self.put(at, Happening::Toggled);
-        }
-        let end = at;
-        for (at, input) in &self.world.disturbances {
-            self.put(*at, Happening::Disturbed(*input));
-        }
-        loop {
-            let next = self.agenda.first_key_value().map(|((at, _), _)| *at);
-            let now = next.into_iter().chain(self.wake).min().unwrap_or(end);
-            if now >= end {
-                return self.dials;
-            }
-            match self.wake {
-                Some(wake) if wake <= now => self.input(now, Input::Tick),
-                _ => self.next_happening(now),
-            }
-            self.check(now);
-        }
-    }
-
-    fn next_happening(&mut self, now: Duration) {
-        let Some((_, happening)) = self.agenda.pop_first() else { return };
-        match happening {
-            Happening::Toggled => {
-                (self.phase, self.settled) = (self.phase + 1, now);
-                if !self.is_up() && self.connected {
-                    self.put(now + limits::ANSWER_BOUND, Happening::LossSeen(self.phase));
-                }
-            }
-            Happening::Answered(attempt, phase) if phase == self.phase && self.running.contains(&attempt) => {
-                self.connected = true;
-                self.input(now, Input::Connected);
-            }
-            Happening::Answered(..) => {}
-            Happening::Unreachable(attempt) => {
-                self.running.retain(|running| *running != attempt);
-                self.input(now, Input::Failed(attempt));
-            }
-            Happening::LossSeen(phase) if phase == self.phase && self.connected => {
-                self.connected = false;
-                self.input(now, Input::Lost);
-            }
-            Happening::LossSeen(_) => {}
-            Happening::Disturbed(input) => {
-                self.settled = now;
-                self.input(now, input);
-            }
-        }
-    }
-
-    fn input(&mut self, now: Duration, input: Input) {
-        let todo = self.backoff.handle(input, self.start + now, &mut self.rng);
-        self.wake = todo.wake.map(|wake| wake - self.start);
-        self.running.retain(|attempt| !todo.abandon.contains(attempt));
-        let Some(dial) = todo.dial else { return };
-        assert!(!self.connected, "dialled a connected peer");
-        self.dials.push(now);
-        self.running.push(dial.attempt);
-        if self.is_up() {
-            self.put(now + self.world.handshake, Happening::Answered(dial.attempt, self.phase));
-        } else if !self.world.silent {
-            self.put(now + MS, Happening::Unreachable(dial.attempt));
-        }
-    }
-
-    fn check(&self, now: Duration) {
-        assert!(self.backoff.alive() <= ATTEMPTS);
-        if self.connected {
-            assert_eq!((self.backoff.alive(), self.wake), (0, None));
-            return;
-        }
-        let wake = self.wake.expect("a next wake-up while there is no session");
-        assert!(wake >= now && wake <= now + limits::BACKOFF_MAX.max(BATTERY.1));
-        let bound = self.backoff.ceiling() + limits::HANDSHAKE + self.world.handshake;
-        assert!(!self.is_up() || now - self.settled <= bound, "no session for {:?}", now - self.settled);
-    }
-
-    fn is_up(&self) -> bool {
-        self.phase.is_multiple_of(2)
-    }
-
-    fn put(&mut self, at: Duration, happening: Happening) {
-        self.count += 1;
-        self.agenda.insert((at, self.count), happening);
-    }
-}
-
-fn worlds() -> impl Strategy<Value = World> {
-    let millis = prop_oneof![100u64..10_000, 5_000u64..200_000, 100_000u64..20_000_000];
-    let phases = prop::collection::vec(millis.prop_map(Duration::from_millis), 4..40);
-    let input = prop_oneof![Just(Input::NetworkChanged), Just(Input::Slept), Just(Input::PeerDialled)];
-    let disturbances = prop::collection::vec(((0u64..200_000_000).prop_map(Duration::from_millis), input), 0..60);
-    let profile = prop_oneof![3 => Just(Profile::Active), 1 => Just(Profile::Battery)];
-    (profile, phases, (10u64..2_000).prop_map(Duration::from_millis), any::<bool>(), disturbances)
-        .prop_map(|(profile, phases, handshake, silent, disturbances)| World { profile, phases, handshake, silent, disturbances })
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(256))]
-
-    /// The check is in [`Run::check`].
-    #[test]
-    fn over_days_of_outages_a_path_up_for_longer_than_the_ceiling_and_a_handshake_carries_the_session(world in worlds(), seed: u64) {
-        let dials = Run::new(&world, seed).dials();
-        prop_assert!(!dials.is_empty());
-    }
-}
-
-/// Most starts within any 100 ms, from `from` on.
-fn busiest_tenth(mut dials: Vec<Duration>, from: Duration) -> usize {
-    dials.retain(|at| *at >= from);
-    dials.sort_unstable();
-    let busy = |(n, at): (usize, &Duration)| dials[n..].partition_point(|later| *later < *at + 100 * MS);
-    dials.iter().enumerate().map(busy).max().unwrap_or(0)
-}
-
-fn a_thousand_peers(outage: Duration) -> Vec<Duration> {
-    let phases = vec![60 * S, outage, 300 * S];
-    let world = World { profile: Profile::Active, phases, handshake: 50 * MS, silent: true, disturbances: vec![] };
-    (0..1_000).flat_map(|seed| Run::new(&world, seed).dials()).collect()
-}
-
-#[test]
-fn a_thousand_peers_whose_node_restarts_come_back_one_after_the_other() {
-    // All lose it in the same instant and none is told apart by anything but its random numbers.
-    let dials = a_thousand_peers(5 * S);
-    let busiest = busiest_tenth(dials.clone(), 60 * S);
-    assert!(busiest <= 350, "{busiest} attempts in 100 ms");
-    let last = dials.into_iter().max().unwrap();
-    assert!(last < 70 * S, "all are back within 5 s of the restart: {last:?}");
-}
-
-#[test]
-fn a_thousand_peers_whose_node_was_gone_for_an_hour_come_back_one_after_the_other() {
-    let back = 60 * S + 3_600 * S;
-    let dials = a_thousand_peers(3_600 * S);
-    let busiest = busiest_tenth(dials.clone(), back - 60 * S);
-    assert!(busiest <= 25, "{busiest} attempts in 100 ms");
-    assert!(dials.into_iter().max().unwrap() < back + limits::BACKOFF_MAX);
 }

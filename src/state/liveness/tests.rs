@@ -1,4 +1,7 @@
-//! Single rules by example, then paths with traffic, lazy acknowledgements and black holes of all kinds.
+//! Single rules by example, then paths with traffic, lazy acknowledgements and black holes of all kinds; both ends of a path
+//! together in [`pair`].
+
+mod pair;
 
 use std::collections::BTreeMap;
 
@@ -27,6 +30,14 @@ impl Judge {
 
     fn wake(&self, step: Step) -> Duration {
         step.wake.expect("alive") - self.start
+    }
+
+    /// Follows the timer to the next ping.
+    fn until_ping(&mut self, mut step: Step) -> u64 {
+        while step.ping.is_none() {
+            step = self.tick(self.wake(step));
+        }
+        step.ping.expect("the loop ended")
     }
 
     /// Follows the timer until the path is dead; says when that was, and how often it pinged.
@@ -165,6 +176,114 @@ fn a_probe_pings_at_once_and_has_three_seconds_on_battery_too() {
     let step = judge.tick(S);
     assert_eq!(step.ping, Some(0));
     assert_eq!(judge.until_dead(step), (4 * S, Dead::Unanswered, 1));
+}
+
+#[test]
+fn a_path_is_suspect_a_second_after_an_unanswered_ping_and_until_anything_answers() {
+    for (sent, asked, dead) in [(0, 5 * S, 8 * S), (1, S, 3 * S)] {
+        let mut judge = Judge::new(Profile::Active, Profile::Active);
+        let _ = judge.pulse.sent(sent);
+        let mut step = judge.tick(Duration::ZERO);
+        let mut at = Duration::ZERO;
+        while !step.suspect {
+            assert_eq!(step.dead, None, "it is suspect before it is dead");
+            at = judge.wake(step);
+            step = judge.tick(at);
+        }
+        assert_eq!(at, asked + SUSPECT_AFTER);
+        assert!(judge.liveness.is_suspect(judge.start + at));
+        let mut other = Judge { liveness: Liveness { ..judge.liveness }, pulse: Pulse::default(), ..judge };
+        let _ = other.pulse.sent(sent);
+        other.liveness.pong(0, judge.start + at + MS);
+        assert!(!other.liveness.is_suspect(judge.start + at + MS));
+        assert!(!other.tick(at + 2 * MS).suspect);
+        assert_eq!(judge.until_dead(step).0, dead);
+        assert!(!judge.liveness.is_suspect(judge.start + 9 * S), "a dead path is not suspect");
+    }
+}
+
+#[test]
+fn an_acknowledgement_clears_a_suspicion_too() {
+    let mut judge = Judge::new(Profile::Active, Profile::Active);
+    let _ = judge.pulse.sent(2);
+    let mut step = judge.tick(Duration::ZERO);
+    while !step.suspect {
+        step = judge.tick(judge.wake(step));
+    }
+    judge.pulse.acked(1);
+    assert!(!judge.tick(2_100 * MS).suspect);
+}
+
+#[test]
+fn a_path_that_is_always_slow_is_not_suspect_for_that() {
+    let mut judge = Judge::new(Profile::Active, Profile::Active);
+    let mut at = Duration::ZERO;
+    for round in 0..5 {
+        let mut step = judge.tick(at);
+        while step.ping.is_none() {
+            at = judge.wake(step);
+            step = judge.tick(at);
+        }
+        let (seq, back) = (step.ping.unwrap(), at + 1_500 * MS);
+        while judge.wake(step) < back {
+            step = judge.tick(judge.wake(step));
+            assert!(!step.suspect || round == 0, "in round {round}");
+        }
+        judge.liveness.pong(seq, judge.start + back);
+        at = back;
+    }
+}
+
+#[test]
+fn a_path_that_is_to_prove_itself_is_suspect_at_once_and_an_older_answer_does_not_do() {
+    let mut judge = Judge::new(Profile::Active, Profile::Active);
+    let older = judge.liveness.ping(judge.start);
+    judge.pulse.acked(1);
+    judge.liveness.probe();
+    assert!(judge.liveness.is_suspect(judge.start));
+    let step = judge.tick(MS);
+    assert!(step.suspect, "what was acknowledged before proves nothing");
+    judge.liveness.pong(older, judge.start + 2 * MS);
+    assert!(judge.tick(3 * MS).suspect);
+    judge.liveness.pong(step.ping.unwrap(), judge.start + 4 * MS);
+    assert!(!judge.tick(5 * MS).suspect);
+}
+
+#[test]
+fn while_suspended_nothing_is_due_and_nothing_is_judged() {
+    let mut judge = Judge::new(Profile::Active, Profile::Active);
+    judge.tick(Duration::ZERO);
+    let _ = judge.pulse.sent(10);
+    judge.tick(Duration::ZERO);
+    judge.tick(S);
+    judge.liveness.suspend();
+    judge.liveness.suspend();
+    for at in [2 * S, 3 * S, 3_600 * S, 7 * 86_400 * S] {
+        assert_eq!(judge.tick(at), Step::default());
+        assert!(judge.liveness.wake() > judge.start + at, "nor does a timer spin");
+        assert!(!judge.liveness.pinged(judge.start + at));
+        assert!(!judge.liveness.is_suspect(judge.start + at));
+        let _ = judge.pulse.sent(1);
+    }
+}
+
+#[test]
+fn what_is_resumed_asks_before_it_judges() {
+    let (mut judge, week) = (Judge::new(Profile::Battery, Profile::Active), 7 * 86_400 * S);
+    let _ = judge.pulse.sent(10);
+    let before = judge.tick(Duration::ZERO);
+    judge.liveness.resume();
+    assert_eq!(judge.tick(MS).ping, None, "it was not suspended");
+    let asked = judge.until_ping(before);
+    judge.liveness.suspend();
+    judge.liveness.resume();
+    assert!(judge.liveness.wake() <= judge.start + week, "a tick is due");
+    let step = judge.tick(week);
+    assert!(step.ping.is_some() && step.suspect && step.dead.is_none());
+    judge.liveness.pong(asked, judge.start + week);
+    assert_eq!(judge.liveness.rtt(), None, "the week is no round trip");
+    let step = judge.tick(week + MS);
+    assert!(judge.until_dead(step).0 <= week + 3 * S + TICK);
 }
 
 #[test]

@@ -31,6 +31,46 @@ fn a_new_link_replaces_an_older_one_even_if_we_believe_in_that() {
 }
 
 #[test]
+fn a_peer_is_greeted_beside_a_link_only_while_that_is_suspect() {
+    let (mut roster, peer) = roster(true);
+    roster.suspect(peer, true);
+    roster.greeted(peer, 1, Role::Node, BOOT, 4);
+    assert_eq!(roster.propose(peer, 2), None, "there was nothing to suspect yet");
+    roster.suspect(peer, true);
+    roster.suspect(peer, false);
+    assert_eq!(roster.propose(peer, 2), None, "it answered again");
+    roster.suspect(peer, true);
+    assert_eq!(roster.propose(peer, 2), Some(5));
+    assert_eq!(roster.propose(peer, 3), None, "one at a time");
+    assert!(roster.is_greeting(peer));
+    assert_eq!(roster.link(peer), Some(1), "the old one is still in use");
+    assert_eq!(roster.answered(peer, 2, BOOT, 5), (accepted(5, Some(1)), None));
+    assert!(!roster.is_greeting(peer));
+    assert_eq!(roster.propose(peer, 3), None, "the new one is not suspect");
+}
+
+#[test]
+fn a_suspicion_ends_with_its_link() {
+    let (mut roster, peer) = roster(true);
+    roster.greeted(peer, 1, Role::Node, BOOT, 1);
+    roster.suspect(peer, true);
+    roster.ended(peer, 1);
+    roster.greeted(peer, 2, Role::Node, BOOT, 2);
+    assert_eq!(roster.propose(peer, 3), None);
+}
+
+#[test]
+fn an_old_link_that_answers_again_stays_if_the_dial_beside_it_fails() {
+    let (mut roster, peer) = roster(true);
+    roster.greeted(peer, 1, Role::Node, BOOT, 1);
+    roster.suspect(peer, true);
+    assert_eq!(roster.propose(peer, 2), Some(2));
+    roster.suspect(peer, false);
+    assert_eq!(roster.ended(peer, 2), None);
+    assert_eq!(roster.link(peer), Some(1));
+}
+
+#[test]
 fn of_two_dials_that_crossed_the_smaller_ids_stays() {
     let (mut roster, peer) = roster(true);
     assert_eq!(roster.propose(peer, 1), Some(1));

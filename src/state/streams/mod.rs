@@ -75,9 +75,10 @@ pub enum Next {
     Bytes(Bytes),
     /// The end.
     Finish,
-    /// It gives up with this code.
+    /// It gives up with this code: the peer knows nothing of the stream yet.
     Reset(u8),
-    /// Nothing for now: whoever writes to the stream goes on from here.
+    /// Nothing for now: whoever writes to the stream goes on from here. Nor if it was given up: then the peer is told so beside the
+    /// path stream, where a reset could overtake the head that says which stream it is.
     Nothing,
     /// The stream is over.
     Over,
@@ -129,9 +130,6 @@ enum Sends {
     Reset(u8),
     Stopped(u64),
 }
-
-/// The longest run of streams of which each is looked at, live or not. Longer ones are said in parts.
-const RUN: u64 = limits::LIVE_STREAMS as u64;
 
 /// The number an attach list has for "from here on nothing holds back what is acknowledged".
 const FREE: u64 = u64::MAX;
@@ -344,7 +342,7 @@ impl<S: Default> Streams<S> {
         for id in &self.over {
             let runs = over.len();
             match over.last_mut() {
-                Some(run) if run.first + 2 * run.count == *id && run.count < RUN => run.count += 1,
+                Some(run) if run.first + 2 * run.count == *id => run.count += 1,
                 _ if runs == limits::PROGRESS_ENTRIES => break,
                 _ => over.push(Run { first: *id, count: 1 }),
             }
@@ -377,24 +375,16 @@ impl<S: Default> Streams<S> {
     /// [`Violation`]: the peer broke the protocol.
     pub fn told(&mut self, progress: &Progress, wake: &mut impl FnMut(&mut S)) -> Result<(), Violation> {
         for run in &progress.over {
-            let id = |nth: u64| run.first + 2 * nth;
             if !self.side.peer().opens(run.first) {
                 return Err(IdError::WrongParity.into());
             }
             // A peer may name as many as it likes: those that are here bound the work.
-            if run.count > RUN {
-                let named = |live: &u64| (run.first..id(run.count)).contains(live) && self.side.peer().opens(*live);
-                let over: Vec<u64> = self.live.keys().copied().filter(named).collect();
-                for id in over {
-                    self.remove(id, wake);
-                }
-                continue;
-            }
-            for id in (0..run.count).map(id) {
-                self.accepter.over(id);
-                self.early.remove(&id);
+            for id in self.accepter.over(run.first, run.count) {
                 self.remove(id, wake);
             }
+        }
+        if !self.early.is_empty() {
+            self.early.retain(|id, _| self.accepter.may_come(*id));
         }
         for standing in &progress.live {
             if let Some(stream) = self.live.get_mut(&standing.stream) {
@@ -511,7 +501,8 @@ impl<S: Default> Streams<S> {
         let Some(stream) = self.live.get_mut(&id) else { return Next::Over };
         stream.carried = at;
         let next = match (stream.state, stream.sending.piece(at)) {
-            (Sends::Reset(code), _) => Next::Reset(code),
+            (Sends::Reset(code), _) if stream.acked == 0 => Next::Reset(code),
+            (Sends::Reset(_), _) => Next::Nothing,
             (Sends::Stopped(_), _) => Next::Finish,
             (_, Some(bytes)) => Next::Bytes(bytes),
             (Sends::Finished, None) => Next::Finish,

@@ -1,0 +1,36 @@
+//! What the lab shows, by what happens to the network or to a node.
+
+mod crash;
+mod links;
+mod lossy;
+mod nat;
+mod outage;
+mod uplink;
+
+/// A name, whether it runs alone, and the scenario: it panics if it goes wrong.
+pub type Scenario = (&'static str, bool, fn());
+
+/// All of them.
+pub fn all() -> Vec<Scenario> {
+    macro_rules! scenarios {
+        ($($module:ident::$name:ident),* $(,)?) => { vec![$((stringify!($name), false, $module::$name as fn())),*] };
+    }
+    let mut all = scenarios![
+        links::an_emulated_link_delays_loses_doubles_and_reorders_real_packets,
+        links::a_black_hole_is_of_one_direction,
+        outage::a_call_through_the_node_outlives_eight_seconds_without_a_packet,
+        outage::a_visitors_call_outlives_eight_seconds_without_a_packet,
+        outage::what_only_we_send_gets_lost_and_both_notice,
+        outage::what_only_they_send_gets_lost_and_both_notice,
+        uplink::no_call_fails_when_the_diallers_uplink_moves,
+        uplink::no_call_fails_when_the_accepters_uplink_moves,
+        nat::nobody_notices_that_a_router_forgets_its_mapping,
+        nat::nobody_notices_that_a_router_forgets_its_mapping_and_takes_another_port,
+        crash::a_killed_and_restarted_peer_is_noticed_at_once,
+        crash::a_killed_and_restarted_peer_is_noticed_though_nobody_calls,
+        crash::an_accepter_that_was_frozen_is_back_at_once,
+        crash::a_dialler_that_was_frozen_is_back_at_once,
+    ];
+    all.push(("calls_and_bytes_per_second_by_loss", true, lossy::calls_and_bytes_per_second_by_loss));
+    all
+}
