@@ -75,8 +75,6 @@ pub enum Next {
     Bytes(Bytes),
     /// The end.
     Finish,
-    /// It gives up with this code: the peer knows nothing of the stream yet.
-    Reset(u8),
     /// Nothing for now: whoever writes to the stream goes on from here. Nor if it was given up: then the peer is told so beside the
     /// path stream, where a reset could overtake the head that says which stream it is.
     Nothing,
@@ -204,6 +202,11 @@ impl<S: Default> Streams<S> {
             self.live.insert(id, stream);
         }
         Ok(accepted)
+    }
+
+    /// Whether a stream of the peer's that has not come yet was given up already: nothing of it may come any more.
+    pub fn is_given_up(&self, id: u64) -> bool {
+        self.early.get(&id).is_some_and(|early| early.reset.is_some())
     }
 
     /// A stream of the peer's ended before its id was here.
@@ -501,7 +504,6 @@ impl<S: Default> Streams<S> {
         let Some(stream) = self.live.get_mut(&id) else { return Next::Over };
         stream.carried = at;
         let next = match (stream.state, stream.sending.piece(at)) {
-            (Sends::Reset(code), _) if stream.acked == 0 => Next::Reset(code),
             (Sends::Reset(_), _) => Next::Nothing,
             (Sends::Stopped(_), _) => Next::Finish,
             (_, Some(bytes)) => Next::Bytes(bytes),

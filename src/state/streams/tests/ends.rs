@@ -124,6 +124,7 @@ impl End {
         let mut unheard = self.unheard.remove(nth % self.unheard.len());
         let at = self.path.expect("none waits without a path");
         match unheard.recv.read(1) {
+            None if matches!(unheard.head, Head::CarriedOn { .. }) && self.streams.is_given_up(unheard.head.stream()) => {}
             None => self.unheard.push(unheard),
             Some(Ok(Some(first))) => self.fresh(at, unheard, &first),
             Some(_) => {
@@ -178,7 +179,7 @@ impl End {
             match next {
                 Next::Bytes(bytes) => task.rest = bytes,
                 Next::Finish => return task.send.iter_mut().for_each(PathSend::finish),
-                Next::Nothing | Next::Reset(_) => {
+                Next::Nothing => {
                     let send = task.send.take().expect("taken only here");
                     if let Some(slot) = self.streams.slot(task.id) {
                         slot.sending = Carrier::Ready(send, task.at);

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use super::super::{Due, Ended};
+use super::super::Ended;
 use super::ends::{At, End, side};
 use super::net::{self, PathError, PathRecv, PathSend};
 use crate::proto::stream::Head;

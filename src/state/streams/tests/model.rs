@@ -273,7 +273,14 @@ impl World {
         let over = self.ends[opener].over.contains(&id) || self.ends.iter().any(|end| end.torn.contains(&id));
         let heard = self.ends[1 - opener].executed.contains(&id);
         let Some(writer) = sends.writers.get(&id) else { return };
-        if over || !heard {
+        if over {
+            return;
+        }
+        if !heard {
+            let (writer, reader) = (self.ends[opener].writers.get(&id), self.ends[opener].readers.get(&id));
+            let given_up = writer.is_some_and(|writer| writer.reset.is_some());
+            let waits = reader.is_some_and(|reader| reader.stopped.is_none() && reader.error.is_none());
+            assert!(!(given_up && waits), "stream {id} was given up unheard, and an answer is waited for");
             return;
         }
         let Some(reader) = reads.readers.get(&id) else { return };

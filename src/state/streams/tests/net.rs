@@ -169,9 +169,14 @@ impl PathSend {
         let _ = self.way(|way| way.fin = true);
     }
 
+    /// Of every other stream it overtakes the head.
     pub fn reset(&mut self, code: u64) {
         if std::mem::take(&mut self.open) {
-            let _ = self.way(|way| way.reset = Some(code));
+            let overtakes = self.at.1 % 2 == 1;
+            let _ = self.way(|way| {
+                way.reset = Some(code);
+                way.head = way.head.take().filter(|_| !overtakes);
+            });
         }
     }
 }

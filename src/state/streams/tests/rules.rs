@@ -49,6 +49,16 @@ fn a_stop_and_a_reset_that_overtake_their_stream_are_known_when_it_comes() {
 }
 
 #[test]
+fn a_stream_given_up_before_anything_of_it_came_is_not_waited_for() {
+    let (mut opener, mut accepter) = two();
+    let id = opener.open();
+    assert!(!accepter.is_given_up(id));
+    let _ = opener.reset(id, 4);
+    attach(1, &mut opener, &mut accepter);
+    assert_eq!((opener.next(id, 0), accepter.is_given_up(id)), (Next::Nothing, true));
+}
+
+#[test]
 fn what_was_said_early_of_a_stream_that_never_comes_is_forgotten() {
     let (mut opener, mut accepter) = two();
     let id = opener.open();
@@ -79,7 +89,7 @@ fn regression_a_stream_given_up_goes_on_where_the_peer_is() {
         attach(1, &mut opener, &mut accepter);
         let Some((Head::CarriedOn { offset, received, .. }, ())) = opener.carry(id) else { panic!("it is live") };
         assert_eq!(accepter.carried(id, offset, received).map(|(skip, ())| skip), Ok(0));
-        assert_eq!(opener.next(id, offset), if reset { Next::Reset(2) } else { Next::Finish });
+        assert_eq!(opener.next(id, offset), if reset { Next::Nothing } else { Next::Finish });
     }
 }
 
