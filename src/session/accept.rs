@@ -123,9 +123,14 @@ impl Door {
             CarriedOn::Here(send, at) => attached::send_on(self.attached, head.stream(), send, at).await,
             CarriedOn::Unseen(send, mut recv, mut first) => {
                 while first.is_empty() {
-                    match recv.read().await {
-                        Ok(Some(more)) => first = more,
-                        _ => return,
+                    tokio::select! {
+                        biased;
+                        read = recv.read() => match read {
+                            Ok(Some(more)) => first = more,
+                            _ => return,
+                        },
+                        // Its opener says so beside the path stream, and waits for an answer perhaps.
+                        () = self.attached.core().given_up(head.stream()) => return,
                     }
                 }
                 if let Err(refused) = self.fresh(head, send, recv, first).await {

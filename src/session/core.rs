@@ -39,7 +39,7 @@ pub struct Core {
     /// Somebody has to tell the peer what has come.
     news: Notify,
     urgent: AtomicBool,
-    /// A stream of the peer's is over: there is room for another.
+    /// A stream of the peer's may be over: there is room for another; or given up.
     room: Notify,
     draining: AtomicBool,
     /// The peer goes down and takes no new calls.
@@ -218,10 +218,19 @@ impl Core {
     /// The peer's word on what it has, and what is over.
     pub(super) fn told(&self, progress: &Progress) -> Result<(), Violation> {
         let told = self.table().streams.told(progress, &mut Slot::wake);
-        if !progress.over.is_empty() {
-            self.room.notify_waiters();
-        }
+        self.room.notify_waiters();
         told
+    }
+
+    /// Waits until the peer says that it gave up a stream of which nothing has come. Cancel-safe.
+    pub(super) async fn given_up(&self, id: u64) {
+        loop {
+            let told = self.room.notified();
+            if self.table().streams.is_given_up(id) {
+                return;
+            }
+            told.await;
+        }
     }
 
     /// A half of a stream is needed no more, of a session that is not to outlive its path.

@@ -51,15 +51,15 @@ pub(super) struct Agreement {
     pub attach: u64,
     /// The session from before that goes on, if one does.
     pub resumed: Option<Arc<Core>>,
-    /// Where we said that ours stand.
-    pub said: Vec<LiveStream>,
+    /// Where ours stood when we said so.
+    pub said: Listed,
     /// Where the peer's streams stand.
-    pub theirs: Theirs,
+    pub theirs: Listed,
 }
 
-/// What the peer's attach says.
+/// What an attach says.
 #[derive(Debug, Default)]
-pub(super) struct Theirs {
+pub(super) struct Listed {
     pub next_id: u64,
     pub live: Vec<LiveStream>,
 }
@@ -313,7 +313,7 @@ async fn send_attach(
     session: SessionId,
     attach: u64,
     (side, resumed): (Side, Option<&Arc<Core>>),
-) -> Result<Vec<LiveStream>, ControlError> {
+) -> Result<Listed, ControlError> {
     let fresh = || (Allocator::new(side).next_id(), Vec::new());
     let (next_id, live) = resumed.map_or_else(fresh, |core| core.table().streams.standing());
     let mut parts = live.chunks(limits::PROGRESS_ENTRIES).map(<[LiveStream]>::to_vec).peekable();
@@ -323,19 +323,19 @@ async fn send_attach(
         before.push(Control::Attach(Attach { session, attach, next_id, live: part, more }));
         send.send(&std::mem::take(&mut before)).await?;
         if !more {
-            return Ok(live);
+            return Ok(Listed { next_id, live });
         }
     }
 }
 
 /// The peer's attach, all parts of which are due together.
-async fn expect_attach(recv: &mut ControlRecv, session: SessionId, attach: u64) -> Result<Theirs, GreetError> {
+async fn expect_attach(recv: &mut ControlRecv, session: SessionId, attach: u64) -> Result<Listed, GreetError> {
     let parts = tokio::time::timeout(limits::HELLO, attach_parts(recv, session, attach));
     parts.await.map_err(|_| ControlError::TimedOut("attach"))?
 }
 
-async fn attach_parts(recv: &mut ControlRecv, session: SessionId, attach: u64) -> Result<Theirs, GreetError> {
-    let mut theirs = Theirs::default();
+async fn attach_parts(recv: &mut ControlRecv, session: SessionId, attach: u64) -> Result<Listed, GreetError> {
+    let mut theirs = Listed::default();
     loop {
         let Control::Attach(part) = recv.next().await? else {
             return Err(ControlError::Order("a message before attach").into());

@@ -368,7 +368,8 @@ impl Owner {
         if let Some(old) = &self.path {
             self.leave(old);
         }
-        let ours = core.table().streams.attached(attach, &said, (theirs.next_id, &theirs.live), &mut Slot::wake);
+        let (said, theirs) = ((said.next_id, &said.live[..]), (theirs.next_id, &theirs.live[..]));
+        let ours = core.table().streams.attached(attach, said, theirs, &mut Slot::wake);
         let ours = match ours {
             Ok(ours) => ours,
             // What it was on is lost with that; whoever asked for this says so.

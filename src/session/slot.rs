@@ -69,7 +69,6 @@ impl Slot {
             Next::Finish => {
                 let _ = send.as_mut()?.finish();
             }
-            Next::Reset(code) => send.as_mut()?.reset(StreamCode::from_number(code.into()).unwrap_or(StreamCode::Cancelled)),
             Next::Nothing => {
                 let path = send.take()?;
                 if let Some(slot) = table.streams.slot(id) {

@@ -55,4 +55,15 @@ mod tests {
         budget.give_back(7);
         assert!(budget.take(7));
     }
+
+    #[test]
+    fn many_at_once_never_take_more_than_there_is() {
+        let budget = Budget::new(1_000);
+        let take = || (0..1_000).filter(|_| budget.take(7)).count();
+        let taken: usize = std::thread::scope(|scope| {
+            let takers: Vec<_> = (0..4).map(|_| scope.spawn(take)).collect();
+            takers.into_iter().map(|taker| taker.join().expect("it does not panic")).sum()
+        });
+        assert_eq!((taken, budget.left(), budget.refused()), (142, 6, 4_000 - 142));
+    }
 }

@@ -75,8 +75,6 @@ pub enum Next {
     Bytes(Bytes),
     /// The end.
     Finish,
-    /// It gives up with this code: the peer knows nothing of the stream yet.
-    Reset(u8),
     /// Nothing for now: whoever writes to the stream goes on from here. Nor if it was given up: then the peer is told so beside the
     /// path stream, where a reset could overtake the head that says which stream it is.
     Nothing,
@@ -204,6 +202,11 @@ impl<S: Default> Streams<S> {
             self.live.insert(id, stream);
         }
         Ok(accepted)
+    }
+
+    /// Whether a stream of the peer's that has not come yet was given up already: nothing of it may come any more.
+    pub fn is_given_up(&self, id: u64) -> bool {
+        self.early.get(&id).is_some_and(|early| early.reset.is_some())
     }
 
     /// A stream of the peer's ended before its id was here.
@@ -421,7 +424,7 @@ impl<S: Default> Streams<S> {
     pub fn attached(
         &mut self,
         attach: u64,
-        said: &[LiveStream],
+        said: (u64, &[LiveStream]),
         (next_id, theirs): (u64, &[LiveStream]),
         wake: &mut impl FnMut(&mut S),
     ) -> Result<Vec<u64>, Violation> {
@@ -445,10 +448,15 @@ impl<S: Default> Streams<S> {
         Ok(ours)
     }
 
-    /// What has changed since this was said. What was over before is not in it, and said again it changes nothing.
-    fn tell_again(&mut self, said: &[LiveStream]) {
-        let over = said.iter().map(|standing| standing.stream).filter(|id| self.side.opens(*id) && !self.live.contains_key(id));
-        self.over.extend(over);
+    /// What has changed since this was said: also of streams that were opened since. What was over before is not in it, and said
+    /// again it changes nothing.
+    fn tell_again(&mut self, (next_id, said): (u64, &[LiveStream])) {
+        if !self.keeps {
+            return;
+        }
+        let since = (next_id..self.allocator.next_id()).step_by(2);
+        let ours = said.iter().map(|standing| standing.stream).filter(|id| self.side.opens(*id)).chain(since);
+        self.over.extend(ours.filter(|id| !self.live.contains_key(id)));
         let known = |id: u64| said.binary_search_by_key(&id, |standing| standing.stream).ok().map(|at| &said[at]);
         for (id, stream) in &mut self.live {
             let now = stream.standing(*id);
@@ -496,7 +504,6 @@ impl<S: Default> Streams<S> {
         let Some(stream) = self.live.get_mut(&id) else { return Next::Over };
         stream.carried = at;
         let next = match (stream.state, stream.sending.piece(at)) {
-            (Sends::Reset(code), _) if stream.acked == 0 => Next::Reset(code),
             (Sends::Reset(_), _) => Next::Nothing,
             (Sends::Stopped(_), _) => Next::Finish,
             (_, Some(bytes)) => Next::Bytes(bytes),

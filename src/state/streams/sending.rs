@@ -101,6 +101,18 @@ impl Sending {
         None
     }
 
+    /// What holds at any time; and what was taken out of the budget.
+    #[cfg(test)]
+    pub fn check(&self) -> usize {
+        let pieces = || std::iter::once(&self.front).chain(&self.rest).filter(|piece| !piece.is_empty());
+        let bytes: usize = pieces().map(Bytes::len).sum();
+        assert!(self.rest.is_empty() || !self.front.is_empty(), "the front is kept first");
+        assert_eq!(self.end - self.base, bytes as u64, "what is not acknowledged is kept");
+        assert_eq!(self.held, bytes + PIECE_BYTES * pieces().count(), "what is kept is counted");
+        assert!(self.held <= self.cap && self.cap <= limits::STREAM_KEPT_MAX_BYTES, "{} held of {}", self.held, self.cap);
+        self.cap - limits::STREAM_KEPT_BYTES
+    }
+
     /// More room for a stream that has shown that it uses what it has.
     fn grow(&mut self, budget: &Budget) {
         let first = self.cap == limits::STREAM_KEPT_BYTES;
@@ -120,6 +132,86 @@ impl Sending {
             budget.give_back(self.cap - limits::STREAM_KEPT_BYTES);
             self.cap = limits::STREAM_KEPT_BYTES;
             self.grew_at = self.base;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const BUDGET: usize = 2 << 20;
+
+    fn bytes(from: u64, count: usize) -> Bytes {
+        (from..from + count as u64).map(|at| (at ^ (at >> 8)) as u8).collect()
+    }
+
+    #[test]
+    fn room_grows_with_use_to_the_cap_and_is_given_back_once_all_is_acknowledged() {
+        let budget = Budget::new(2 * limits::STREAM_KEPT_MAX_BYTES);
+        let mut sending = Sending::default();
+        let fill = |sending: &mut Sending| while sending.push(&bytes(sending.end, 64 << 10), &budget) > 0 {};
+        fill(&mut sending);
+        assert_eq!(sending.cap, limits::STREAM_KEPT_NEXT_BYTES);
+        while sending.cap < limits::STREAM_KEPT_MAX_BYTES {
+            let before = sending.cap;
+            sending.forget(sending.end - 1, &budget);
+            fill(&mut sending);
+            assert!(sending.cap > before || sending.base - sending.grew_at < before as u64);
+        }
+        fill(&mut sending);
+        assert_eq!(budget.left(), 2 * limits::STREAM_KEPT_MAX_BYTES - sending.check());
+        sending.forget(sending.end, &budget);
+        assert_eq!((sending.check(), budget.left()), (0, 2 * limits::STREAM_KEPT_MAX_BYTES));
+    }
+
+    #[test]
+    fn without_a_budget_a_stream_has_what_each_has() {
+        let budget = Budget::new(limits::STREAM_KEPT_BYTES);
+        let mut sending = Sending::default();
+        let room = limits::STREAM_KEPT_BYTES - PIECE_BYTES;
+        assert_eq!(sending.push(&bytes(0, 1 << 20), &budget), room);
+        assert_eq!((sending.push(&bytes(0, 1), &budget), budget.refused()), (0, 2));
+        sending.forget(100, &budget);
+        assert_eq!(sending.push(&bytes(0, 1 << 20), &budget), 100 - PIECE_BYTES);
+        assert_eq!((sending.check(), budget.left()), (0, limits::STREAM_KEPT_BYTES));
+    }
+
+    #[test]
+    fn many_small_pieces_cost_more_than_their_bytes() {
+        let budget = Budget::new(0);
+        let mut sending = Sending::default();
+        let taken = std::iter::repeat_with(|| sending.push(&bytes(0, 1), &budget)).take_while(|taken| *taken > 0).count();
+        assert_eq!(taken, limits::STREAM_KEPT_BYTES / (PIECE_BYTES + 1));
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_not_forgotten_is_there_from_any_offset(
+            steps in proptest::collection::vec((0..3u8, prop_oneof![0..50usize, 0..90_000usize]), 1..60),
+        ) {
+            let budget = Budget::new(BUDGET);
+            let mut sending = Sending::default();
+            for (what, size) in steps {
+                let at = sending.base + size as u64 % (sending.end - sending.base + 2);
+                match what {
+                    0 => drop(sending.push(&bytes(sending.end, size), &budget)),
+                    1 => sending.forget(at.min(sending.end), &budget),
+                    _ => match sending.piece(at) {
+                        Some(piece) => {
+                            prop_assert!(!piece.is_empty());
+                            prop_assert_eq!(&piece, &bytes(at, piece.len()));
+                        }
+                        None => prop_assert!(at >= sending.end),
+                    },
+                }
+                prop_assert_eq!(sending.check() + budget.left(), BUDGET);
+                prop_assert_eq!(sending.base.checked_sub(1).and_then(|before| sending.piece(before)), None);
+            }
+            sending.clear(&budget);
+            prop_assert_eq!((sending.check(), sending.held, budget.left()), (0, 0, BUDGET));
         }
     }
 }

@@ -2,8 +2,9 @@
 
 use bytes::Bytes;
 
-use super::super::{Ended, Next, Streams};
+use super::super::{Due, Ended, Next, Streams};
 use crate::proto::control::{LiveStream, Progress};
+use crate::proto::limits;
 use crate::proto::stream::Head;
 use crate::state::budget::Budget;
 use crate::state::ids::{Accepted, Side};
@@ -28,7 +29,7 @@ fn tell(from: &mut Plain, to: &mut Plain) {
 }
 
 fn takes_over(number: u64, end: &mut Plain, said: &(u64, Vec<LiveStream>), theirs: &(u64, Vec<LiveStream>)) {
-    end.attached(number, &said.1, (theirs.0, &theirs.1), &mut |()| {}).expect("both are honest");
+    end.attached(number, (said.0, &said.1), (theirs.0, &theirs.1), &mut |()| {}).expect("both are honest");
 }
 
 fn attach(number: u64, a: &mut Plain, b: &mut Plain) {
@@ -45,6 +46,16 @@ fn a_stop_and_a_reset_that_overtake_their_stream_are_known_when_it_comes() {
     tell(&mut opener, &mut accepter);
     assert_eq!(accepter.accept(id), Ok(Accepted::Fresh));
     assert_eq!((accepter.sends(id), accepter.receives(id)), (Err(Ended::Stopped(3)), Err(Ended::Reset(4))));
+}
+
+#[test]
+fn a_stream_given_up_before_anything_of_it_came_is_not_waited_for() {
+    let (mut opener, mut accepter) = two();
+    let id = opener.open();
+    assert!(!accepter.is_given_up(id));
+    let _ = opener.reset(id, 4);
+    attach(1, &mut opener, &mut accepter);
+    assert_eq!((opener.next(id, 0), accepter.is_given_up(id)), (Next::Nothing, true));
 }
 
 #[test]
@@ -143,4 +154,39 @@ fn regression_none_of_many_streams_that_are_over_runs_when_it_comes_late() {
     }
     tell(&mut opener, &mut accepter);
     assert!(ids.iter().all(|id| accepter.accept(*id).is_err()));
+}
+
+#[test]
+fn without_resumption_nothing_is_kept_or_told_and_a_stream_goes_with_its_halves() {
+    let end = |side| Plain::new(side, false, Budget::new(0));
+    let (mut opener, mut accepter) = (end(Side::Initiator), end(Side::Acceptor));
+    let id = opener.open();
+    assert_eq!(accepter.accept(id), Ok(Accepted::Fresh));
+    for end in [&mut opener, &mut accepter] {
+        assert_eq!(end.push(id, &Bytes::from_static(&[1; 100_000]), false), Ok(100_000));
+        assert_eq!(end.live[&id].sending.check(), 0);
+        assert_eq!((end.live[&id].sending.base(), end.live[&id].sending.end()), (100_000, 100_000));
+        assert_eq!(end.received(id, 100_000), Ok(Due::Nothing));
+        assert_eq!((end.ended(id), end.reset(id, 1), end.stop(id, 1)), (Due::Nothing, Due::Nothing, Due::Nothing));
+        assert_eq!((end.progress(), end.has_news()), (None, false));
+    }
+    accepter.dropped(id);
+    assert_eq!((accepter.len(), accepter.accepted()), (1, 1));
+    accepter.dropped(id);
+    assert_eq!((accepter.len(), accepter.accepted()), (0, 0));
+    assert!(accepter.accept(id).is_err());
+    opener.dropped(id);
+    assert_eq!((opener.over(id), opener.len(), opener.has_news()), (Due::Nothing, 0, false));
+}
+
+#[test]
+fn whoever_has_to_tell_is_asked_once_and_once_more_when_it_is_urgent() {
+    let (mut opener, _) = two();
+    let [first, second] = [0; 2].map(|_| opener.open());
+    assert_eq!(opener.received(first, 1), Ok(Due::Soon));
+    assert_eq!(opener.received(second, 1), Ok(Due::Nothing));
+    assert_eq!(opener.received(first, limits::PROGRESS_BYTES), Ok(Due::Now));
+    assert_eq!(opener.received(second, limits::PROGRESS_BYTES), Ok(Due::Nothing));
+    assert_eq!(opener.progress().map(|progress| progress.live.len()), Some(2));
+    assert_eq!(opener.ended(first), Due::Soon);
 }
