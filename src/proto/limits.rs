@@ -64,9 +64,11 @@ pub const SOCKET_BUFFER_BYTES: usize = 4 * MIB;
 /// Bytes of one stream that are kept for resumption whatever the node's budget says.
 pub const STREAM_KEPT_BYTES: usize = 16 * KIB;
 /// Bytes kept of a stream that sends more than that.
-pub const STREAM_KEPT_NEXT_BYTES: usize = 256 * KIB;
+pub const STREAM_KEPT_NEXT_BYTES: usize = MIB;
 /// Most bytes kept of one stream: what its window lets be on the way, there and back, and room to spare.
 pub const STREAM_KEPT_MAX_BYTES: usize = 4 * MIB;
+/// Most bytes kept for all streams of a session, beyond the little that each may always keep.
+pub const SESSION_KEPT_BYTES: usize = 64 * MIB;
 
 // Counts.
 
@@ -110,7 +112,7 @@ pub const RESUME_WINDOW: Duration = Duration::from_secs(120);
 /// What a reader has taken is acknowledged, and a stream that is over reported, within this…
 pub const PROGRESS_WITHIN: Duration = Duration::from_millis(25);
 /// … or as soon as so many bytes were taken…
-pub const PROGRESS_BYTES: usize = 128 * KIB;
+pub const PROGRESS_BYTES: usize = 256 * KIB;
 /// … or so many streams are over.
 pub const PROGRESS_STREAMS: usize = 128;
 /// First ceiling of the time between two attempts to dial.

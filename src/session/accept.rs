@@ -16,7 +16,7 @@ use super::attached::{self, Attached, CarriedOn};
 use super::notice::Notices;
 use super::stream::{StreamRecv, StreamSend};
 use crate::net::{PathRecv, PathSend};
-use crate::proto::close::{CloseCode, StreamCode};
+use crate::proto::close::StreamCode;
 use crate::proto::stream::{Head, Kind, Purpose};
 use crate::state::ids::IdError;
 
@@ -138,10 +138,7 @@ impl Door {
                 }
             }
             CarriedOn::Closed(send, recv) => Refused { code: StreamCode::Closed, send, recv }.refuse(head),
-            CarriedOn::Violation(violation) => {
-                tracing::warn!(peer = %self.attached.core().peer().short(), %violation, "the path is closed");
-                self.attached.link().close(CloseCode::Protocol);
-            }
+            CarriedOn::Violation(violation) => self.attached.violated(violation),
         }
     }
 

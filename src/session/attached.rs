@@ -1,8 +1,8 @@
 //! A session on a path: what callers and handlers need to use it, shared by all of them. It lives from one attach to the loss
 //! of the path; the session goes on.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -14,6 +14,7 @@ use super::slot::Slot;
 use super::stream::{StreamError, StreamRecv, StreamSend};
 use super::window::Window;
 use crate::net::{Link, PathRecv, PathSend};
+use crate::proto::close::CloseCode;
 use crate::proto::control::{Hello, SessionId};
 use crate::proto::stream::Head;
 use crate::state::budget::Budget;
@@ -34,6 +35,8 @@ pub struct Attached {
     wake: Notify,
     /// Whether the owner looks at the path often, as it does while streams are open.
     watched: AtomicBool,
+    /// How the peer broke the protocol on a path stream: why the link was closed here.
+    violation: OnceLock<Violation>,
 }
 
 impl Attached {
@@ -44,6 +47,7 @@ impl Attached {
             pulse: Pulse::default(),
             wake: Notify::new(),
             watched: AtomicBool::new(false),
+            violation: OnceLock::new(),
             attach,
             hello,
             since: Instant::now(),
@@ -149,6 +153,16 @@ impl Attached {
             }
             Err(violation) => CarriedOn::Violation(violation),
         }
+    }
+
+    /// The peer said on a path stream what cannot be: closes the link; the owner asks [`Attached::violation`] why.
+    pub(super) fn violated(&self, violation: Violation) {
+        let _ = self.violation.set(violation);
+        self.link.close(CloseCode::Protocol);
+    }
+
+    pub(super) fn violation(&self) -> Option<Violation> {
+        self.violation.get().copied()
     }
 
     /// A stream of the peer ended before its head was here. Its id will never be seen.

@@ -72,6 +72,9 @@ pub enum SessionEnd {
     /// The peer's process is another one, or it has forgotten the session.
     #[error("the session ended: the peer was restarted, or has forgotten it")]
     Replaced,
+    /// It had no path, and the node needed what was kept for it.
+    #[error("the session ended: it had no path, and the node is short of memory")]
+    Evicted,
     /// One of the two ended it, or it was not to outlive its path.
     #[error("the session ended: {0}")]
     Closed(DisconnectReason),
@@ -121,7 +124,10 @@ impl Core {
             boot: hello.boot,
             role: hello.role,
             window,
-            table: Mutex::new(Table { streams: Streams::new(side, !window.is_zero(), of.budget.clone()), ended: None }),
+            table: Mutex::new(Table {
+                streams: Streams::new(side, !window.is_zero(), Budget::part(of.budget, limits::SESSION_KEPT_BYTES)),
+                ended: None,
+            }),
             opened: AtomicU64::new(0),
             news: Notify::new(),
             urgent: AtomicBool::new(false),

@@ -7,6 +7,7 @@ use tokio::time::Instant;
 
 use super::attached::Attached;
 use super::core::Core;
+use super::detached::Place;
 use super::notice::{Notice, Notices};
 use super::stream::StreamError;
 
@@ -15,6 +16,8 @@ pub(super) struct Held {
     pub core: Arc<Core>,
     /// Without a path: it is given up then.
     pub until: Option<Instant>,
+    /// Without a path: its place among those that have none.
+    pub place: Option<Place>,
     notices: Option<Notices>,
     incoming: mpsc::Receiver<Notices>,
     door: mpsc::Sender<Notices>,
@@ -25,7 +28,7 @@ pub(super) struct Held {
 impl Held {
     pub fn new(core: Arc<Core>) -> Self {
         let (door, incoming) = mpsc::channel(1);
-        Self { core, until: None, notices: None, incoming, door, answered: (false, false) }
+        Self { core, until: None, place: None, notices: None, incoming, door, answered: (false, false) }
     }
 
     /// Where stream 0 comes in, if the peer opens it.

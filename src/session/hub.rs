@@ -11,6 +11,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use super::accept::Acceptor;
+use super::detached::Detached;
 use super::event::Event;
 use super::greet::{GreetError, Greeted};
 use super::owner::Owner;
@@ -66,6 +67,7 @@ struct Inner {
     /// Gone once the tasks have been told to end: then every reader is told that there is no more.
     events: Mutex<Option<broadcast::Sender<Event>>>,
     owners: mpsc::UnboundedSender<Owner>,
+    detached: Arc<Detached>,
     draining: AtomicBool,
     suspended: AtomicBool,
     stop: watch::Sender<bool>,
@@ -95,6 +97,7 @@ impl Hub {
             visitors: Mutex::default(),
             events: Mutex::new(Some(broadcast::channel(EVENTS).0)),
             owners,
+            detached: Arc::default(),
             draining: AtomicBool::new(false),
             suspended: AtomicBool::new(false),
             stop: watch::Sender::new(false),
@@ -120,6 +123,11 @@ impl Hub {
 
     pub(super) fn budget(&self) -> &Arc<Budget> {
         &self.0.budget
+    }
+
+    /// The sessions without a path.
+    pub(super) fn detached(&self) -> &Arc<Detached> {
+        &self.0.detached
     }
 
     pub(super) fn acceptor(&self) -> &Arc<dyn Acceptor> {

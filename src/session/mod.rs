@@ -5,6 +5,7 @@ mod accept;
 mod attached;
 mod control;
 mod core;
+mod detached;
 mod event;
 mod greet;
 mod handle;

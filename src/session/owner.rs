@@ -17,6 +17,7 @@ use tokio::time::{Instant, sleep_until};
 use super::attached::Attached;
 use super::control::ControlError;
 use super::core::{Core, SessionEnd, Surroundings};
+use super::detached::Place;
 use super::event::{DisconnectReason, Event, PathKind};
 use super::greet::{Agreement, GreetError, Greeted};
 use super::held::Held;
@@ -26,12 +27,15 @@ use super::path::{self, Path, PathEvent};
 use super::peer::{Command, Peer, State, Unreached};
 use super::slot::Slot;
 use crate::id::NodeId;
-use crate::net::{DialError, Link};
+use crate::net::{DialError, Link, LostReason};
 use crate::policy::Action;
 use crate::proto::close::CloseCode;
 use crate::proto::control::{BootId, Goodbye};
 use crate::proto::limits;
 use crate::state::backoff::{AttemptId, Backoff, Dial, Input};
+
+/// A new path is heard of within this after the old one was left for it.
+const SUPERSEDED: Duration = Duration::from_millis(500);
 
 type Attempt = (AttemptId, SocketAddr, Result<Greeted, AttemptError>);
 
@@ -58,6 +62,8 @@ pub(super) struct Owner {
     draining: Option<(Instant, oneshot::Sender<()>)>,
     /// The path does not answer: attempts run beside it.
     suspecting: bool,
+    /// The peer has left the path for another one, which we know of by then; and since when it is gone.
+    superseded: Option<Instant>,
     /// We may have moved: the peer does not know where to, so we dial, wanted or not.
     moved: bool,
 }
@@ -79,6 +85,7 @@ impl Owner {
             turn: 0,
             draining: None,
             suspecting: false,
+            superseded: None,
             moved: false,
         };
         (peer, owner)
@@ -161,7 +168,8 @@ impl Owner {
         let draining = self.draining.as_ref().map(|(deadline, _)| *deadline);
         let dialling = self.wake.filter(|_| self.dials());
         let kept = self.session.as_ref().and_then(|session| session.until);
-        [path, draining, dialling, kept].into_iter().flatten().min().unwrap_or_else(far)
+        let look = self.session.as_ref().and_then(|session| session.place.as_ref()).map(Place::look_at);
+        [path, draining, dialling, kept, look, self.superseded].into_iter().flatten().min().unwrap_or_else(far)
     }
 
     /// Tells the supervisor what happened, and does what it says.
@@ -195,7 +203,10 @@ impl Owner {
         let Some(address) = usable.get(self.turn % usable.len().max(1)).copied() else {
             // Others at all its addresses: that is what there is to say until one of them is tried again.
             let others = self.peer.unreached().filter(|last| matches!(last, Unreached::WrongKey(_)));
-            self.failed(others.unwrap_or(Unreached::NoAddress));
+            // While there is a session to go on with, the peer itself is expected to dial.
+            if self.session.is_none() {
+                self.failed(others.unwrap_or(Unreached::NoAddress));
+            }
             return Some(Input::Failed(dial.attempt));
         };
         self.turn = self.turn.wrapping_add(1);
@@ -336,7 +347,7 @@ impl Owner {
             }
         }
         let resumed = greeted.agreement.resumed.is_some();
-        let seamless = resumed && self.path.is_some();
+        let seamless = resumed && (self.path.is_some() || self.superseded.is_some());
         match self.put_on(greeted).await {
             Ok(attached) => self.connected(attached, resumed, seamless),
             Err(error) => {
@@ -382,7 +393,7 @@ impl Owner {
         self.peer.announced(hello.addresses.clone(), seen);
         let attached = Attached::new(core.clone(), link, attach, hello, self.hub.budget().clone());
         let held = self.session.get_or_insert_with(|| Held::new(core.clone()));
-        held.until = None;
+        (held.until, held.place) = (None, None);
         self.peer.set_core(Some(core));
         // The old one goes before the new one begins.
         self.path = None;
@@ -416,7 +427,7 @@ impl Owner {
         self.peer.known().seen = Some(SystemTime::now());
         // Next time the likeliest address goes first again.
         self.turn = 0;
-        (self.suspecting, self.moved) = (false, false);
+        (self.suspecting, self.moved, self.superseded) = (false, false, None);
         self.supervise(Input::Connected);
         let (peer, session, path) = (self.peer.id, attached.session(), PathKind::Direct);
         // First the fact, then the news of it: whoever hears it may use the session at once.
@@ -440,12 +451,29 @@ impl Owner {
         self.hub.ended(self.peer.id, link.number());
     }
 
+    /// The peer has left this path for another one, and what it said there is on its way to us: a session that goes on there has
+    /// had no break worth telling.
+    fn superseded(&mut self) {
+        if !self.session.as_ref().is_some_and(|session| session.core.is_resumable()) {
+            return self.lost(DisconnectReason::Superseded, CloseCode::Superseded);
+        }
+        let Some(path) = self.path.take() else { return };
+        self.leave(&path);
+        self.peer.state.send_modify(|state| state.attached = None);
+        self.superseded = Some(Instant::now() + SUPERSEDED);
+    }
+
     /// The path is gone: tells everybody, and lets the supervisor begin. The session is kept, unless somebody wanted its end.
     fn lost(&mut self, reason: DisconnectReason, code: CloseCode) {
-        let Some(path) = self.path.take() else { return };
-        path.attached.link().close(code);
-        self.leave(&path);
-        drop(path);
+        let superseded = self.superseded.take().is_some();
+        match self.path.take() {
+            Some(path) => {
+                path.attached.link().close(code);
+                self.leave(&path);
+            }
+            None if superseded => {}
+            None => return,
+        }
         self.peer.known().seen = Some(SystemTime::now());
         self.peer.state.send_modify(|state| state.attached = None);
         self.suspecting = false;
@@ -470,6 +498,7 @@ impl Owner {
             return self.end(SessionEnd::Closed(because.clone()));
         }
         session.until = Some(Instant::now() + core.resume_window());
+        session.place = Some(self.hub.detached().enter(self.hub.budget()));
     }
 
     /// The session is over: whatever is in flight ends, here and now.
@@ -511,7 +540,11 @@ impl Owner {
 
     async fn path_event(&mut self, event: PathEvent) {
         match event {
-            PathEvent::Lost(reason) => self.lost(reason.into(), CloseCode::Protocol),
+            PathEvent::Lost(reason) => match self.path.as_ref().and_then(|path| path.attached.violation()) {
+                Some(violation) => self.broken(&violation.into()),
+                None if reason == LostReason::Closed(CloseCode::Superseded) => self.superseded(),
+                None => self.lost(reason.into(), CloseCode::Protocol),
+            },
             PathEvent::Broken(error) => self.broken(&error),
             PathEvent::NoAnswer => self.lost(DisconnectReason::NoAnswer, CloseCode::Timeout),
             PathEvent::Goodbye(Goodbye::Disconnect) => self.lost(DisconnectReason::ByPeer, CloseCode::Goodbye),
@@ -547,19 +580,21 @@ impl Owner {
     }
 
     async fn tick(&mut self) {
-        if let Some(session) = &self.session
-            && session.until.is_some_and(|until| Instant::now() >= until)
-        {
+        if let Some(session) = &mut self.session {
             let window = session.core.resume_window();
-            self.end(SessionEnd::Expired(window));
-        }
-        match &mut self.path {
-            Some(path) => {
-                if let Some(event) = path.tick() {
-                    self.path_event(event).await;
-                }
+            if session.until.is_some_and(|until| Instant::now() >= until) {
+                self.end(SessionEnd::Expired(window));
+            } else if session.place.as_mut().is_some_and(|place| place.gives_way(self.hub.budget())) {
+                self.end(SessionEnd::Evicted);
             }
-            None => {}
+        }
+        if self.superseded.is_some_and(|until| Instant::now() >= until) {
+            self.lost(DisconnectReason::Superseded, CloseCode::Superseded);
+        }
+        if let Some(path) = &mut self.path
+            && let Some(event) = path.tick()
+        {
+            self.path_event(event).await;
         }
         self.judge();
         if self.dials() {

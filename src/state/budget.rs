@@ -9,27 +9,41 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 pub struct Budget {
     left: AtomicUsize,
     refused: AtomicUsize,
+    /// Where this one's bytes come from in turn.
+    of: Option<Arc<Budget>>,
 }
 
 impl Budget {
     /// A budget of so many bytes.
     pub fn new(bytes: usize) -> Arc<Self> {
-        Arc::new(Self { left: AtomicUsize::new(bytes), refused: AtomicUsize::new(0) })
+        Arc::new(Self { left: AtomicUsize::new(bytes), refused: AtomicUsize::new(0), of: None })
+    }
+
+    /// At most so many bytes of another budget, which are taken there as they are taken here.
+    pub fn part(of: &Arc<Budget>, bytes: usize) -> Arc<Self> {
+        Arc::new(Self { left: AtomicUsize::new(bytes), refused: AtomicUsize::new(0), of: Some(of.clone()) })
     }
 
     /// Takes so many, or none and false.
     #[must_use = "what was taken has to be given back"]
     pub fn take(&self, bytes: usize) -> bool {
         let taken = self.left.fetch_update(Relaxed, Relaxed, |left| left.checked_sub(bytes)).is_ok();
-        if !taken {
-            self.refused.fetch_add(1, Relaxed);
+        if taken && self.of.as_ref().is_none_or(|of| of.take(bytes)) {
+            return true;
         }
-        taken
+        if taken {
+            self.left.fetch_add(bytes, Relaxed);
+        }
+        self.refused.fetch_add(1, Relaxed);
+        false
     }
 
     /// Gives back what was taken.
     pub fn give_back(&self, bytes: usize) {
         self.left.fetch_add(bytes, Relaxed);
+        if let Some(of) = &self.of {
+            of.give_back(bytes);
+        }
     }
 
     /// How many are left.
@@ -46,6 +60,17 @@ impl Budget {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_part_takes_no_more_than_its_own_and_no_more_than_there_is() {
+        let whole = Budget::new(10);
+        let (one, other) = (Budget::part(&whole, 8), Budget::part(&whole, 8));
+        assert!(one.take(8) && !one.take(1) && !other.take(3) && other.take(2));
+        assert_eq!((whole.left(), one.left(), other.left()), (0, 0, 6));
+        one.give_back(8);
+        other.give_back(2);
+        assert_eq!((whole.left(), one.left(), other.left()), (10, 8, 8));
+    }
 
     #[test]
     fn what_is_not_there_is_not_given() {
