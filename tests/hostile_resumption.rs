@@ -365,7 +365,7 @@ async fn answers_that_nobody_acknowledges_pile_up_within_bounds_and_hold_up_nobo
     }
     served(&friend).await;
     // Large ones stop where what is kept of a stream ends; and no more of them are made than the share has room for.
-    let (calls, came) = (20, Arc::new(AtomicUsize::new(0)));
+    let (calls, came) = (8, Arc::new(AtomicUsize::new(0)));
     for call in 0..calls {
         let (_send, mut recv) = say(&session, &large_call(&session, 2 * (most + 10 + call), 3 << 20)).await;
         let came = came.clone();
