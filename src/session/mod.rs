@@ -17,6 +17,7 @@ mod path;
 mod peer;
 mod slot;
 mod stream;
+mod tell;
 mod window;
 
 pub(crate) use accept::{Acceptor, Serving};
@@ -29,3 +30,4 @@ pub use info::{PeerInfo, SessionInfo};
 pub(crate) use peer::Peer;
 pub use peer::Unreached;
 pub use stream::{StreamError, StreamRecv, StreamSend};
+pub(crate) use tell::TOLD_AT;
