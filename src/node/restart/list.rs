@@ -120,12 +120,11 @@ mod tests {
     use std::os::unix::fs::MetadataExt;
 
     use super::*;
+    use crate::id::SecretKey;
 
-    fn listed(number: usize, addresses: u16) -> Listed {
-        let mut key = [0; 32];
-        key[..8].copy_from_slice(&number.to_le_bytes());
+    fn listed(addresses: u16) -> Listed {
         let address = |port| SocketAddr::from(([0x2001, 0xdb8, 0xffff, 0xffff, 0xffff, 0xffff, 0xffff, 0xffff], 60_000 + port));
-        Listed { peer: NodeId::from_bytes(key), addresses: (0..addresses).map(address).collect() }
+        Listed { peer: SecretKey::generate().id(), addresses: (0..addresses).map(address).collect() }
     }
 
     fn list() -> (tempfile::TempDir, List) {
@@ -138,9 +137,9 @@ mod tests {
     fn a_full_list_is_read_as_it_was_written_and_only_its_owner_reads_it() {
         let (dir, mut list) = list();
         assert_eq!(list.read(), []);
-        let full: Vec<_> = (0..LISTED).map(|number| listed(number, TOLD_AT as u16)).collect();
+        let full: Vec<_> = (0..LISTED).map(|_| listed(TOLD_AT as u16)).collect();
         list.write(full.clone()).unwrap();
-        assert_eq!(list.read(), full);
+        assert!(list.read() == full);
         let metadata = list.path.metadata().unwrap();
         assert_eq!(metadata.mode() & 0o777, 0o600);
         assert!(metadata.len() <= BYTES / 2, "{} bytes", metadata.len());
@@ -153,18 +152,19 @@ mod tests {
     fn what_has_not_changed_is_not_written_again() {
         let (_dir, mut list) = list();
         let inode = |list: &List| list.path.metadata().unwrap().ino();
-        list.write(vec![listed(1, 1)]).unwrap();
+        let one = listed(1);
+        list.write(vec![one.clone()]).unwrap();
         let before = inode(&list);
-        list.write(vec![listed(1, 1)]).unwrap();
+        list.write(vec![one]).unwrap();
         assert_eq!(inode(&list), before);
-        list.write(vec![listed(1, 2)]).unwrap();
+        list.write(vec![listed(1)]).unwrap();
         assert_ne!(inode(&list), before);
     }
 
     #[test]
     fn a_list_that_is_none_is_as_good_as_none() {
         let (_dir, list) = list();
-        let good = serde_json::to_string(&listed(1, 1)).unwrap();
+        let good = serde_json::to_string(&listed(1)).unwrap();
         for bad in ["\0\0\0\0", "{}\n", "\n", &good[..good.len() - 1], &format!("{good}\nx\n"), &" ".repeat(BYTES as usize + 1)] {
             fs::write(&list.path, bad).unwrap();
             assert_eq!(list.read(), [], "{}", &bad[..bad.len().min(200)]);
@@ -179,9 +179,9 @@ mod tests {
     #[test]
     fn beyond_the_bounds_nothing_is_read_of_it() {
         let (_dir, mut list) = list();
-        list.write((0..LISTED + 100).map(|number| listed(number, 1)).collect()).unwrap();
+        list.write((0..LISTED + 100).map(|_| listed(1)).collect()).unwrap();
         assert_eq!(list.read().len(), LISTED);
-        list.write(vec![listed(1, 100)]).unwrap();
-        assert_eq!(list.read(), [listed(1, TOLD_AT as u16)]);
+        list.write(vec![listed(100)]).unwrap();
+        assert_eq!(list.read()[0].addresses.len(), TOLD_AT);
     }
 }
