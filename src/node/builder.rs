@@ -8,9 +8,10 @@ use zeroize::Zeroizing;
 
 use super::config::{Config, DEFAULT_LISTEN, PeerRef};
 use super::home::{Home, Lock, files};
+use super::restart::{List, Listed};
 use super::rules::Rules;
 use super::store::{self, Store};
-use super::{BindError, Node, Parts};
+use super::{Before, BindError, Node, Parts};
 use crate::id::{SecretKey, Ticket, keyfile};
 use crate::net::{self, Bounds, Endpoint, Network, RestartKeys, Transport};
 use crate::policy::{PolicyInput, Rule};
@@ -182,8 +183,9 @@ impl Builder {
         let server = Arc::new(Server::new(registry.clone(), runtime, config.limits.call_deadline_max));
         let (hub, tasks) = Hub::new(own, endpoint, rules.handle().clone(), server.clone());
         let (home, store, lock) = (kept.home, kept.store, kept.lock);
-        let parts = Parts { hub, rules, registry, server, network, home, store, lock, watch_network };
-        Node::start(parts, tasks, config.connect, kept.stored_peers).await
+        let before = Before { peers: kept.stored_peers, sessions: kept.sessions };
+        let parts = Parts { hub, rules, registry, server, network, home, store, lock, watch_network, before };
+        Node::start(parts, tasks, config.connect).await
     }
 }
 
@@ -218,6 +220,8 @@ struct Kept {
     config: Option<Config>,
     stored_rules: Vec<Rule>,
     stored_peers: Vec<store::Peer>,
+    /// Left by a process that was killed.
+    sessions: Vec<Listed>,
 }
 
 impl Kept {
@@ -233,8 +237,9 @@ impl Kept {
             // A key that was given comes back with the next process, and so do the peers' dead links to this one.
             let restart = key.as_ref().filter(|_| !visitor).map_or_else(RestartKeys::random, RestartKeys::of);
             let key = key.unwrap_or_else(SecretKey::generate);
-            let (stored_rules, stored_peers) = Default::default();
-            return Ok(Self { key, restart, home: None, store: None, lock: None, config: None, stored_rules, stored_peers });
+            let (stored_rules, stored_peers, sessions) = Default::default();
+            let (home, store, lock, config) = Default::default();
+            return Ok(Self { key, restart, home, store, lock, config, stored_rules, stored_peers, sessions });
         };
         let home = if visitor { Home::existing(&path)? } else { Home::open(&path)? };
         let config = read.then(|| Config::read(&home)).transpose()?;
@@ -250,7 +255,9 @@ impl Kept {
             (Some(home.lock()?), Store::open(home.file(files::STORE))?, restart_keys(&home)?)
         };
         let (stored_rules, stored_peers) = (store.rules()?, store.peers()?);
-        Ok(Self { key, restart, home: Some(home), store: Some(Arc::new(store)), lock, config, stored_rules, stored_peers })
+        let sessions = lock.as_ref().map(|_| List::new(home.file(files::SESSIONS)).read()).unwrap_or_default();
+        let (home, store) = (Some(home), Some(Arc::new(store)));
+        Ok(Self { key, restart, home, store, lock, config, stored_rules, stored_peers, sessions })
     }
 
     /// Binds where the configuration says; without a word from it, at the default port, the one chosen before, or a free one.

@@ -32,6 +32,8 @@ pub mod files {
     pub const LOCK: &str = "volt.lock";
     /// The UDP port the node chose once and keeps.
     pub const PORT: &str = "volt.port";
+    /// With whom the node has sessions, to be told if it is killed and started again.
+    pub const SESSIONS: &str = "volt.sessions";
 }
 
 /// The home of a node: a directory that belongs to this user and that nobody else can enter.

@@ -6,6 +6,7 @@ mod builder;
 pub mod config;
 mod error;
 pub mod home;
+mod restart;
 mod rules;
 pub mod store;
 
@@ -23,7 +24,8 @@ pub use builder::Builder;
 pub use error::{BindError, ConnectError, RuleError};
 
 use self::config::PeerRef;
-use self::home::{Home, Lock};
+use self::home::{Home, Lock, files};
+use self::restart::{List, Listed, Untold};
 use self::rules::Rules;
 use self::store::{PeerName, Store};
 use crate::id::{NodeId, Ticket};
@@ -71,6 +73,14 @@ struct Parts {
     store: Option<Arc<Store>>,
     lock: Option<Lock>,
     watch_network: bool,
+    before: Before,
+}
+
+/// What the home remembers of the processes before.
+struct Before {
+    peers: Vec<store::Peer>,
+    /// Whom the last one had sessions with when it was killed.
+    sessions: Vec<Listed>,
 }
 
 /// What a node counted since it was started.
@@ -105,8 +115,9 @@ impl Node {
         Builder::default()
     }
 
-    async fn start(parts: Parts, tasks: HubTasks, connect: Vec<PeerRef>, stored: Vec<store::Peer>) -> Result<Self, BindError> {
-        let Parts { hub, rules, registry, server, network, home, store, lock, watch_network } = parts;
+    async fn start(parts: Parts, tasks: HubTasks, connect: Vec<PeerRef>) -> Result<Self, BindError> {
+        let Parts { hub, rules, registry, server, network, home, store, lock, watch_network, before } = parts;
+        let stored = before.peers;
         hub.set_addresses(addresses::reachable(hub.endpoint().local()));
         let running = network.spawn(tasks.run());
         let (lock, tasks) = (Mutex::new(lock), Mutex::new(vec![running]));
@@ -130,6 +141,7 @@ impl Node {
         for peer in stored.iter().filter(|peer| peer.wanted) {
             node.hold(peer.id, &peer.addresses);
         }
+        node.tell_of_the_restart(before.sessions);
         Ok(node)
     }
 
@@ -421,11 +433,11 @@ impl Node {
     /// Keeps the store's memory of when peers were seen, and where.
     fn remember_who_is_seen(&self) {
         let Some(store) = self.0.store.clone() else { return };
-        if self.0.lock.lock().expect("nothing panics while it is held").is_none() {
+        if !self.owns_home() {
             return;
         }
         let (hub, mut events) = (self.0.hub.clone(), self.0.hub.events());
-        let task = self.0.network.spawn(async move {
+        self.run(async move {
             while let Some(event) = next(&mut events).await {
                 let Event::Connected { peer, .. } = event else { continue };
                 let addresses = hub.known_peer(peer).map(|peer| peer.addresses()).unwrap_or_default();
@@ -436,13 +448,32 @@ impl Node {
                 }
             }
         });
+    }
+
+    /// Tells those that were left without a word, and keeps the list of those that would be next time.
+    fn tell_of_the_restart(&self, before: Vec<Listed>) {
+        let Some(home) = self.0.home.as_ref().filter(|_| self.owns_home()) else { return };
+        let (hub, untold) = (self.0.hub.clone(), Untold::new(before));
+        let keep = restart::keep(List::new(home.file(files::SESSIONS)), hub.clone(), untold.clone(), hub.events());
+        self.run(keep);
+        self.run(untold.tell(hub));
+    }
+
+    /// Whether this is the node of its home, not a visitor beside it.
+    fn owns_home(&self) -> bool {
+        self.0.lock.lock().expect("nothing panics while it is held").is_some()
+    }
+
+    /// Runs a part of the node, which ends when the events do.
+    fn run(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let task = self.0.network.spawn(task);
         self.0.tasks.lock().expect("nothing panics while it is held").push(task);
     }
 
     /// Until the node stops, which ends its events.
     fn watch_network(&self) {
         let (hub, mut events) = (self.0.hub.clone(), self.0.hub.events());
-        let task = self.0.network.spawn(async move {
+        self.run(async move {
             let mut watch = Watch::start();
             loop {
                 tokio::select! {
@@ -457,7 +488,6 @@ impl Node {
                 }
             }
         });
-        self.0.tasks.lock().expect("nothing panics while it is held").push(task);
     }
 
     async fn with_store<T, F>(&self, work: F) -> Result<Option<T>, store::StoreError>

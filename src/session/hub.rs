@@ -239,7 +239,7 @@ impl Hub {
     }
 
     /// Hands a greeted link to the owner of its peer.
-    fn deliver(&self, greeted: Greeted) {
+    pub(super) fn deliver(&self, greeted: Greeted) {
         let id = greeted.agreement.link.peer();
         let (role, boot) = (greeted.agreement.hello.role, greeted.agreement.hello.boot);
         let link = greeted.agreement.link.clone();
@@ -271,7 +271,7 @@ impl Hub {
     }
 
     /// This node goes down.
-    pub(super) fn is_draining(&self) -> bool {
+    pub fn is_draining(&self) -> bool {
         self.0.draining.load(SeqCst)
     }
 
@@ -299,7 +299,7 @@ impl Hub {
     }
 
     /// The limits on sessions: in all, and from one address for peers that no rule names.
-    fn has_room_for(&self, link: &Link) -> Result<(), GreetError> {
+    pub(super) fn has_room_for(&self, link: &Link) -> Result<(), GreetError> {
         let peers = self.peers();
         let attached: Vec<_> = peers.iter().filter_map(|peer| peer.attached()).collect();
         if attached.len() >= self.own().limits.sessions {

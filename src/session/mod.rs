@@ -18,6 +18,7 @@ mod path;
 mod peer;
 mod slot;
 mod stream;
+mod tell;
 mod window;
 
 pub(crate) use accept::{Acceptor, Serving};
@@ -30,3 +31,4 @@ pub use info::{PeerInfo, SessionInfo};
 pub(crate) use peer::Peer;
 pub use peer::Unreached;
 pub use stream::{StreamError, StreamRecv, StreamSend};
+pub(crate) use tell::TOLD_AT;

@@ -241,11 +241,15 @@ impl Owner {
         self.running.remove(&attempt);
         let error = match outcome {
             Ok(greeted) => {
-                let link = greeted.agreement.link.number();
+                let link = greeted.agreement.link.clone();
                 self.peer.learn([address]);
-                self.attach(greeted).await;
+                // Between the greeting and now it may have been released.
+                match self.wanted() || greeted.agreement.resumed.is_some() {
+                    true => self.attach(greeted).await,
+                    false => self.give_up(&link, CloseCode::Goodbye),
+                }
                 // Lost at once, or not needed: the supervisor must not wait for it. Else it has heard of better.
-                if self.path.as_ref().is_none_or(|path| path.attached.link().number() != link) {
+                if self.path.as_ref().is_none_or(|path| path.attached.link().number() != link.number()) {
                     self.supervise(Input::Failed(attempt));
                 }
                 return;
@@ -332,12 +336,12 @@ impl Owner {
     /// Puts the session on a link that was greeted, unless the one it is on is newer.
     async fn attach(&mut self, greeted: Greeted) {
         let link = greeted.agreement.link.clone();
-        // Between the greeting and now both may have changed: whether it is permitted, and whether we still want it.
+        // Between the greeting and now the policy may have changed.
         if !self.is_permitted() {
             self.hub.count_refused();
             return self.give_up(&link, CloseCode::Refused);
         }
-        if self.draining.is_some() || (link.dialled() && !self.wanted() && greeted.agreement.resumed.is_none()) {
+        if self.draining.is_some() {
             return self.give_up(&link, CloseCode::Goodbye);
         }
         if let Some(path) = &self.path {

@@ -133,6 +133,11 @@ impl Peer {
         self.core.lock().expect("nothing panics while it is held").clone()
     }
 
+    /// Whether there is a session, on a path or kept until there is one.
+    pub fn has_session(&self) -> bool {
+        self.core().is_some()
+    }
+
     pub(super) fn set_core(&self, core: Option<Arc<Core>>) {
         *self.core.lock().expect("nothing panics while it is held") = core;
     }

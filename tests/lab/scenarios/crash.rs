@@ -12,9 +12,7 @@ use crate::stage::{Times, connect, is_long, linked, ticket};
 const CALLS_PER_SECOND: u32 = 50;
 /// Twice what is asked for on a machine that does nothing else.
 const NOTICED: Duration = Duration::from_secs(3);
-/// An idle session asks every 5 s; the rest is the machine's.
-const NOTICED_IDLE: Duration = Duration::from_secs(7);
-/// Until a path that has just come up has nothing more to find out.
+/// Until a path that has just come up has nothing more to find out, and the list of sessions is written.
 const QUIET: Duration = Duration::from_secs(2);
 /// Twice what is asked for.
 const BACK: Duration = Duration::from_secs(4);
@@ -28,7 +26,7 @@ pub fn a_killed_and_restarted_peer_is_noticed_at_once() {
 pub fn a_killed_and_restarted_peer_is_noticed_though_nobody_calls() {
     let (noticed, back) = killed_and_restarted(None, if is_long() { 20 } else { 2 });
     println!("killed and restarted while idle: noticed after {noticed}; connected after {back}");
-    assert!(noticed.share(0.99) <= NOTICED_IDLE, "{noticed}");
+    assert!(noticed.share(0.99) <= NOTICED, "{noticed}");
 }
 
 /// How long after it was killed that is noticed, and how long until the session is up again.
