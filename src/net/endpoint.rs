@@ -26,8 +26,10 @@ use crate::proto::limits::{self, Limits};
 use crate::state::admission::{Admission, Gate};
 use crate::state::prefix::Prefix;
 
+mod retries;
 mod roaming;
 
+use self::retries::Retries;
 use self::roaming::{Looks, Roaming};
 
 /// The name dialled in TLS. Keys identify nodes, names do not: it is the same for all.
@@ -147,6 +149,7 @@ pub struct Endpoint {
     transport: Arc<TransportConfig>,
     local: Arc<Vec<SocketAddr>>,
     gate: Arc<Mutex<Gate>>,
+    retries: Arc<Mutex<Retries>>,
     dials: Arc<AtomicU64>,
     /// Links alive, and dials under way.
     links: Arc<AtomicUsize>,
@@ -185,6 +188,7 @@ impl Endpoint {
             transport: transport_config,
             local: Arc::new(local),
             gate: Arc::new(Mutex::new(gate)),
+            retries: Arc::default(),
             dials: Arc::default(),
             links: Arc::default(),
             dialling: Arc::default(),
@@ -305,14 +309,14 @@ impl Endpoint {
         // What is left of failed handshakes takes memory too, and a sender that hides its address must not have it pile up. Not
         // sooner: a dialler that has given up answers each Retry with a close, until it forgets about the dial.
         if !proved && self.unfinished() >= self.unfinished_max {
-            let _ = incoming.retry();
+            self.retry(incoming);
             return None;
         }
         let now = tokio::time::Instant::now().into_std();
         match self.gate().ask(address.ip(), proved, now) {
             Admission::Accept => {}
             Admission::Retry => {
-                let _ = incoming.retry();
+                self.retry(incoming);
                 return None;
             }
             Admission::Ignore => {
@@ -328,6 +332,16 @@ impl Endpoint {
                 Err(_) => tracing::debug!(%address, "handshake timed out"),
             }
         })
+    }
+
+    /// Has an address prove itself, a few times a second.
+    fn retry(&self, incoming: quinn::Incoming) {
+        let now = tokio::time::Instant::now().into_std();
+        if self.retries.lock().expect("nothing panics while it is held").allow(incoming.remote_address(), now) {
+            let _ = incoming.retry();
+        } else {
+            incoming.ignore();
+        }
     }
 
     /// Closes every link with this code and takes no new ones; waits until the peers could hear of it.
