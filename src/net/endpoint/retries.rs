@@ -6,8 +6,8 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-/// Retries for one address and port within [`SPAN`]: one for each dial that a node may have under way, and one that got lost.
-const RETRIES: u8 = 4;
+/// Retries for one address and port within [`SPAN`]: one for the newest of the dials that a node has under way, and one for another.
+const RETRIES: u8 = 2;
 const SPAN: Duration = Duration::from_secs(1);
 /// Addresses remembered at once. Beyond, which takes a flood of forged ones, every Retry is sent, as it always costs nothing.
 const ADDRESSES: usize = 4_096;
