@@ -88,6 +88,7 @@ pub mod service;
 pub mod session;
 #[doc(hidden)]
 pub mod state;
+pub mod wire;
 
 pub use node::Node;
 pub use service::{CallError, Context, Outcome, Receiver, Sender, Service};

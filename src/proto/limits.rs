@@ -72,6 +72,8 @@ pub const SESSION_KEPT_BYTES: usize = 64 * MIB;
 
 // Counts.
 
+/// Streams of one session, in each direction, that are no calls: registrations, watches, feeds of wires.
+pub const FEEDS: usize = 512;
 /// Calls in flight per session and direction; further ones wait at the caller.
 pub const CALLS_IN_FLIGHT: usize = 1_024;
 /// Bytes of bodies and answers held for one session.

@@ -6,12 +6,14 @@ pub mod call;
 pub mod close;
 pub mod codec;
 pub mod control;
+pub mod directory;
 pub mod duration;
 pub mod frame;
 pub mod limits;
 pub mod status;
 pub mod stream;
 pub mod varint;
+pub mod wire;
 
 #[cfg(test)]
 mod tests;

@@ -41,6 +41,10 @@ pub enum Purpose {
     Session = 0,
     /// A call.
     Call = 1,
+    /// Something asked of the directory: a registration, a search, a watch.
+    Directory = 2,
+    /// Something asked of the wires: one of them made, listed, published to or subscribed to.
+    Wire = 3,
 }
 
 impl Purpose {
@@ -49,6 +53,8 @@ impl Purpose {
         match byte {
             0 => Some(Purpose::Session),
             1 => Some(Purpose::Call),
+            2 => Some(Purpose::Directory),
+            3 => Some(Purpose::Wire),
             _ => None,
         }
     }

@@ -165,6 +165,7 @@ impl Door {
         match purpose {
             Purpose::Call => self.with_leave((send, recv)),
             Purpose::Session => drop(self.notices.try_send(Notices::accepted((send, recv)))),
+            Purpose::Directory | Purpose::Wire => {}
         }
         Ok(())
     }

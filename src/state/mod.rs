@@ -8,12 +8,14 @@
 pub mod admission;
 pub mod backoff;
 pub mod budget;
+pub mod directory;
 pub mod ids;
 pub mod liveness;
 pub mod prefix;
 pub mod replay;
 pub mod roster;
 pub mod streams;
+pub mod wire;
 
 #[cfg(test)]
 mod tests;

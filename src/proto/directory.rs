@@ -1,0 +1,1 @@
+//! What is asked of a directory, and what it tells: every message of a stream with that purpose.

@@ -1,0 +1,1 @@
+//! The directory as a machine: what is registered, by whom, and whether it is online.
