@@ -197,6 +197,9 @@ impl EventLine {
             }
             Event::PathChanged { peer, path } => Some(Self::Path { peer: *peer, path: path.to_string() }),
             Event::Disconnected { peer, reason } => Some(Self::Disconnected { peer: *peer, reason: reason.to_string() }),
+            Event::Service { name, provider, online } => {
+                Some(Self::Service { name: name.to_string(), provider: *provider, online: *online })
+            }
             Event::Missed(events) => Some(Self::Missed { events: *events }),
         }
     }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use zeroize::Zeroizing;
 
 use super::config::{Config, DEFAULT_LISTEN, PeerRef};
+use super::doors::Doors;
 use super::home::{Home, Lock, files};
 use super::restart::{List, Listed};
 use super::rules::Rules;
@@ -181,7 +182,7 @@ impl Builder {
         };
         let runtime = tokio::runtime::Handle::try_current().ok().filter(is_multi_thread);
         let server = Arc::new(Server::new(registry.clone(), runtime, config.limits.call_deadline_max));
-        let (hub, tasks) = Hub::new(own, endpoint, rules.handle().clone(), server.clone());
+        let (hub, tasks) = Hub::new(own, endpoint, rules.handle().clone(), Arc::new(Doors { server: server.clone() }));
         let (home, store, lock) = (kept.home, kept.store, kept.lock);
         let before = Before { peers: kept.stored_peers, sessions: kept.sessions };
         let parts = Parts { hub, rules, registry, server, network, home, store, lock, watch_network, before };

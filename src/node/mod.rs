@@ -4,6 +4,7 @@
 mod addresses;
 mod builder;
 pub mod config;
+mod doors;
 mod error;
 pub mod home;
 mod restart;

@@ -18,11 +18,12 @@ use super::registry::{Lookup, Registry};
 use super::reply::{self, Reply};
 use super::run::Place;
 use crate::proto::call::{Header, Shape};
+use crate::proto::close::StreamCode;
 use crate::proto::codec;
 use crate::proto::frame::Frames;
 use crate::proto::limits;
 use crate::proto::status::{Code, Status};
-use crate::session::{Acceptor, Serving, Share, StreamRecv, StreamSend};
+use crate::session::{Attached, Core, Serving, Share, StreamRecv, StreamSend};
 use crate::state::replay;
 
 /// Serves the calls of all peers.
@@ -118,8 +119,9 @@ impl Shared {
     }
 }
 
-impl Acceptor for Server {
-    fn call(&self, mut send: StreamSend, mut recv: StreamRecv) -> Serving {
+impl Server {
+    /// Serves a call.
+    pub fn call(&self, mut send: StreamSend, mut recv: StreamRecv) -> Serving {
         self.shared.calls.fetch_add(1, Ordering::Relaxed);
         let mut frames = Frames::new(limits::CALL_HEADER_BYTES);
         if let Some(first) = recv.take_first() {
@@ -142,6 +144,25 @@ impl Acceptor for Server {
             Err(error) => refuse(send, Status::new(Code::InvalidArgument, error.to_string())),
         }
     }
+
+    /// Serves a stream on which something is asked of the directory.
+    pub fn directory(&self, mut send: StreamSend, mut recv: StreamRecv) -> Serving {
+        Box::pin(async move {
+            send.reset(StreamCode::Kind);
+            recv.stop(StreamCode::Kind);
+        })
+    }
+
+    /// A path carries this session, for the first time or again.
+    pub fn attached(&self, _attached: &Arc<Attached>, _resumed: bool) -> Option<Serving> {
+        None
+    }
+
+    /// No path carries this session.
+    pub fn detached(&self, _core: &Arc<Core>) {}
+
+    /// This session is over.
+    pub fn ended(&self, _core: &Arc<Core>) {}
 }
 
 /// Finds what serves a call whose header is here.

@@ -1,6 +1,7 @@
 //! Takes in the streams a peer opens and hands them to whoever serves them. Each is polled once right here, on the network's
 //! thread: a handler that has its answer ready needs no task of its own, and many answers leave in one packet.
 
+use std::any::{Any, TypeId};
 use std::future::poll_fn;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
@@ -13,6 +14,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use super::attached::{self, Attached, CarriedOn};
+use super::core::Core;
 use super::notice::Notices;
 use super::stream::{StreamRecv, StreamSend};
 use crate::net::{PathRecv, PathSend};
@@ -23,10 +25,28 @@ use crate::state::ids::IdError;
 /// A future that serves one stream to its end.
 pub type Serving = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// Whoever serves the streams peers open. The session room calls it and knows nothing of calls.
+/// Whoever serves the streams peers open, and wants to know which peers are there. The session room calls it and knows nothing of
+/// calls, services or wires.
 pub trait Acceptor: Send + Sync + 'static {
     /// Serves a call. The purpose byte has been read. Dropping the future ends the call.
     fn call(&self, send: StreamSend, recv: StreamRecv) -> Serving;
+
+    /// Serves a stream of the session that is no call and not its first. The purpose byte has been read. The session's end drops
+    /// the future.
+    fn stream(&self, purpose: Purpose, send: StreamSend, recv: StreamRecv) -> Serving;
+
+    /// A path carries this session, for the first time or again (`resumed`). Nobody was told yet: if a future is returned, that waits
+    /// until it has ended, or for [`limits::ANSWER_BOUND`] and leaves the rest to run beside. Not asked about visitors.
+    fn attached(&self, attached: &Arc<Attached>, resumed: bool) -> Option<Serving>;
+
+    /// No path carries this session: from now on its peer is not here. Not told about visitors.
+    fn detached(&self, core: &Arc<Core>);
+
+    /// This session is over. Not told about visitors.
+    fn ended(&self, core: &Arc<Core>);
+
+    /// The part of whoever serves that is of this type, for handles on sessions that do more than open streams.
+    fn part(&self, of: TypeId) -> Option<Arc<dyn Any + Send + Sync>>;
 }
 
 /// Accepts the streams of an attached session until its path is lost. What is being served goes on without it.
@@ -165,9 +185,23 @@ impl Door {
         match purpose {
             Purpose::Call => self.with_leave((send, recv)),
             Purpose::Session => drop(self.notices.try_send(Notices::accepted((send, recv)))),
-            Purpose::Directory | Purpose::Wire => {}
+            Purpose::Directory | Purpose::Wire => self.feed(purpose, send, recv),
         }
         Ok(())
+    }
+
+    /// Serves a stream that may live for long, if there are not too many.
+    fn feed(&self, purpose: Purpose, mut send: StreamSend, mut recv: StreamRecv) {
+        let core = self.attached.core();
+        let Some(permit) = core.try_feed_permit() else {
+            send.reset(StreamCode::Limit);
+            return recv.stop(StreamCode::Limit);
+        };
+        let stream = self.acceptor.stream(purpose, send, recv);
+        core.serve(async move {
+            stream.await;
+            drop(permit);
+        });
     }
 
     /// Serves a call as soon as fewer handlers run, on whatever path the session is then.

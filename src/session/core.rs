@@ -47,6 +47,7 @@ pub struct Core {
     /// Calls of ours in flight here.
     calling: AtomicUsize,
     handlers: Arc<Semaphore>,
+    feeds: Arc<Semaphore>,
     handlers_max: usize,
     serving: Mutex<JoinSet<()>>,
     share_bytes: usize,
@@ -136,6 +137,7 @@ impl Core {
             closing: AtomicBool::new(false),
             calling: AtomicUsize::new(0),
             handlers: Arc::new(Semaphore::new(limits.calls_in_flight)),
+            feeds: Arc::new(Semaphore::new(limits::FEEDS)),
             handlers_max: limits.calls_in_flight,
             serving: Mutex::default(),
             share_bytes: limits.session_body_bytes,
@@ -299,6 +301,11 @@ impl Core {
         self.handlers.clone().try_acquire_owned().ok()
     }
 
+    /// Leave to serve one more stream that is no call, at once or not at all.
+    pub(super) fn try_feed_permit(&self) -> Option<OwnedSemaphorePermit> {
+        self.feeds.clone().try_acquire_owned().ok()
+    }
+
     /// Calls of the peer that are being handled.
     pub fn handling(&self) -> usize {
         self.handlers_max - self.handlers.available_permits()
@@ -330,6 +337,16 @@ impl Core {
             grants.calls.insert(method.into(), permitted);
         }
         permitted
+    }
+
+    /// Whether the peer may do that, by the policy in force now. Not remembered: for what is asked once in a while.
+    pub fn may(&self, action: Action, resource: &str) -> bool {
+        self.policy.decide(&self.peer, action, resource).is_permit()
+    }
+
+    /// The policy in force.
+    pub fn policy(&self) -> &PolicyHandle {
+        &self.policy
     }
 
     /// Either end goes down: no new calls, please.

@@ -1,6 +1,7 @@
 //! What a node tells its owner about sessions. For each peer `Connected` and `Disconnected` strictly alternate.
 
 use std::fmt;
+use std::sync::Arc;
 
 use crate::id::NodeId;
 use crate::net::LostReason;
@@ -34,6 +35,15 @@ pub enum Event {
         peer: NodeId,
         /// Why.
         reason: DisconnectReason,
+    },
+    /// A service that is registered with this node came online or went offline.
+    Service {
+        /// Its name.
+        name: Arc<str>,
+        /// Who provides it.
+        provider: NodeId,
+        /// Whether it can be called.
+        online: bool,
     },
     /// Whoever reads this was too slow: so many events before this one are lost to it.
     Missed(u64),

@@ -1,6 +1,7 @@
 //! [`Session`]: what the rest of the program holds of a session. It outlives paths: the same handle is good again after every
 //! reconnect.
 
+use std::any::TypeId;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -57,6 +58,11 @@ pub enum WaitError {
 impl Session {
     pub(crate) fn new(hub: Hub, peer: Arc<Peer>) -> Self {
         Self { hub, peer }
+    }
+
+    /// A part of what its node serves with.
+    pub(crate) fn part<T: Send + Sync + 'static>(&self) -> Option<Arc<T>> {
+        self.hub.acceptor().part(TypeId::of::<T>())?.downcast().ok()
     }
 
     /// The limits of the node it belongs to.

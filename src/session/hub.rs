@@ -150,6 +150,12 @@ impl Hub {
         subscribed.unwrap_or_else(|| broadcast::channel(1).1)
     }
 
+    /// Tells what happens, for whoever must not keep the hub alive.
+    pub fn teller(&self) -> impl Fn(Event) + Send + Sync + 'static + use<> {
+        let hub = Arc::downgrade(&self.0);
+        move |event| hub.upgrade().into_iter().for_each(|hub| Hub(hub).emit(event.clone()))
+    }
+
     pub(super) fn emit(&self, event: Event) {
         tracing::info!(?event);
         if let Some(events) = &*lock(&self.0.events) {

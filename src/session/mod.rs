@@ -16,6 +16,7 @@ mod notice;
 mod owner;
 mod path;
 mod peer;
+mod restoring;
 mod slot;
 mod stream;
 mod tell;

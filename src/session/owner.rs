@@ -25,6 +25,7 @@ use super::hub::Hub;
 use super::notice::Notice;
 use super::path::{self, Path, PathEvent};
 use super::peer::{Command, Peer, State, Unreached};
+use super::restoring::Restoring;
 use super::slot::Slot;
 use crate::id::NodeId;
 use crate::net::{DialError, Link, LostReason};
@@ -66,6 +67,10 @@ pub(super) struct Owner {
     superseded: Option<Instant>,
     /// We may have moved: the peer does not know where to, so we dial, wanted or not.
     moved: bool,
+    /// What has to be put back before anybody is told that the session is up.
+    restoring: Option<Restoring>,
+    /// `Connected` was told, and `Disconnected` is due.
+    told: bool,
 }
 
 impl Owner {
@@ -87,6 +92,8 @@ impl Owner {
             suspecting: false,
             superseded: None,
             moved: false,
+            restoring: None,
+            told: false,
         };
         (peer, owner)
     }
@@ -113,6 +120,7 @@ impl Owner {
                 () = self.peer.call_ended.notified() => self.call_ended().await,
                 () = sleep_until(wake) => self.tick().await,
                 notice = notice(&mut self.session) => self.notice(notice).await,
+                () = restored(&mut self.restoring) => self.restored(true),
                 // Last: a peer that never stops talking must put off neither the policy nor the clock.
                 input = path_input(&mut self.path) => self.path_input(input).await,
             }
@@ -169,7 +177,8 @@ impl Owner {
         let dialling = self.wake.filter(|_| self.dials());
         let kept = self.session.as_ref().and_then(|session| session.until);
         let look = self.session.as_ref().and_then(|session| session.place.as_ref()).map(Place::look_at);
-        [path, draining, dialling, kept, look, self.superseded].into_iter().flatten().min().unwrap_or_else(far)
+        let restoring = self.restoring.as_ref().and_then(Restoring::until);
+        [path, draining, dialling, kept, look, self.superseded, restoring].into_iter().flatten().min().unwrap_or_else(far)
     }
 
     /// Tells the supervisor what happened, and does what it says.
@@ -433,14 +442,36 @@ impl Owner {
         self.turn = 0;
         (self.suspecting, self.moved, self.superseded) = (false, false, None);
         self.supervise(Input::Connected);
+        let work = match self.peer.visitor {
+            None => self.hub.acceptor().attached(&attached, resumed),
+            Some(_) => None,
+        };
+        match (work, &mut self.restoring) {
+            (Some(work), _) => self.restoring = Some(Restoring::begin(work, attached, resumed)),
+            // It had no path meanwhile, or has another one: what was begun goes on here.
+            (None, Some(before)) => before.goes_on(attached),
+            (None, None) => self.announce(attached, resumed, seamless),
+        }
+    }
+
+    /// Everybody may use the session, and is told.
+    fn announce(&mut self, attached: Arc<Attached>, resumed: bool, seamless: bool) {
         let (peer, session, path) = (self.peer.id, attached.session(), PathKind::Direct);
         // First the fact, then the news of it: whoever hears it may use the session at once.
         let attached = (!attached.core().is_closed_to_calls()).then_some(attached);
         self.peer.state.send_replace(State { attached, ..State::default() });
-        self.tell(match seamless {
+        self.tell(match seamless && self.told {
             true => Event::PathChanged { peer, path },
             false => Event::Connected { peer, session, resumed, path },
         });
+        self.told = true;
+    }
+
+    /// What had to be put back is there, or takes too long.
+    fn restored(&mut self, done: bool) {
+        if let Some((attached, resumed)) = self.restoring.take().and_then(|restoring| restoring.end(done)) {
+            self.announce(attached, resumed, false);
+        }
     }
 
     /// Tells what happened. A visitor shares the key of a node, and is nobody's presence: of it nothing is told.
@@ -481,9 +512,15 @@ impl Owner {
         self.peer.known().seen = Some(SystemTime::now());
         self.peer.state.send_modify(|state| state.attached = None);
         self.suspecting = false;
+        self.restoring.iter_mut().for_each(Restoring::lost);
+        if let (Some(session), None) = (&self.session, self.peer.visitor) {
+            self.hub.acceptor().detached(&session.core);
+        }
         self.keep(&reason);
         self.supervise(Input::Lost);
-        self.tell(Event::Disconnected { peer: self.peer.id, reason });
+        if std::mem::take(&mut self.told) {
+            self.tell(Event::Disconnected { peer: self.peer.id, reason });
+        }
     }
 
     /// A path carries the session no more.
@@ -510,7 +547,11 @@ impl Owner {
         if let Some(session) = self.session.take() {
             tracing::debug!(peer = %self.peer.id.short(), %end, "a session is over");
             self.peer.set_core(None);
+            self.restoring = None;
             session.core.end(end);
+            if self.peer.visitor.is_none() {
+                self.hub.acceptor().ended(&session.core);
+            }
         }
     }
 
@@ -595,6 +636,9 @@ impl Owner {
         if self.superseded.is_some_and(|until| Instant::now() >= until) {
             self.lost(DisconnectReason::Superseded, CloseCode::Superseded);
         }
+        if self.restoring.as_ref().and_then(Restoring::until).is_some_and(|until| Instant::now() >= until) {
+            self.restored(false);
+        }
         if let Some(path) = &mut self.path
             && let Some(event) = path.tick()
         {
@@ -643,6 +687,13 @@ impl Drop for Owner {
         if let Some((_, done)) = self.draining.take() {
             let _ = done.send(());
         }
+    }
+}
+
+async fn restored(restoring: &mut Option<Restoring>) {
+    match restoring {
+        Some(restoring) => restoring.done().await,
+        None => std::future::pending().await,
     }
 }
 

@@ -1,0 +1,46 @@
+//! What peers ask of a node that is no matter of the session's, handed to the room that answers it.
+
+use std::any::{Any, TypeId};
+use std::sync::Arc;
+
+use crate::proto::close::StreamCode;
+use crate::proto::stream::Purpose;
+use crate::service::Server;
+use crate::session::{Acceptor, Attached, Core, Serving, StreamRecv, StreamSend};
+
+/// Everything a node serves with.
+pub(super) struct Doors {
+    pub server: Arc<Server>,
+}
+
+impl Acceptor for Doors {
+    fn call(&self, send: StreamSend, recv: StreamRecv) -> Serving {
+        self.server.call(send, recv)
+    }
+
+    fn stream(&self, purpose: Purpose, mut send: StreamSend, mut recv: StreamRecv) -> Serving {
+        match purpose {
+            Purpose::Directory => self.server.directory(send, recv),
+            Purpose::Wire | Purpose::Call | Purpose::Session => Box::pin(async move {
+                send.reset(StreamCode::Kind);
+                recv.stop(StreamCode::Kind);
+            }),
+        }
+    }
+
+    fn attached(&self, attached: &Arc<Attached>, resumed: bool) -> Option<Serving> {
+        self.server.attached(attached, resumed)
+    }
+
+    fn detached(&self, core: &Arc<Core>) {
+        self.server.detached(core);
+    }
+
+    fn ended(&self, core: &Arc<Core>) {
+        self.server.ended(core);
+    }
+
+    fn part(&self, of: TypeId) -> Option<Arc<dyn Any + Send + Sync>> {
+        (of == TypeId::of::<Server>()).then(|| self.server.clone() as _)
+    }
+}
