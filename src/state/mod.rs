@@ -11,6 +11,7 @@ pub mod budget;
 pub mod directory;
 pub mod ids;
 pub mod liveness;
+pub mod pick;
 pub mod prefix;
 pub mod replay;
 pub mod roster;
