@@ -4,6 +4,7 @@
 mod addresses;
 mod builder;
 pub mod config;
+mod dialler;
 mod doors;
 mod error;
 pub mod home;
@@ -25,6 +26,7 @@ pub use builder::Builder;
 pub use error::{BindError, ConnectError, RuleError};
 
 use self::config::PeerRef;
+use self::dialler::Borrowed;
 use self::home::{Home, Lock, files};
 use self::restart::{List, Listed, Untold};
 use self::rules::Rules;
@@ -57,6 +59,7 @@ struct Inner {
     registry: Registry,
     server: Arc<Server>,
     network: Network,
+    borrowed: Borrowed,
     home: Option<Home>,
     store: Option<Arc<Store>>,
     lock: Mutex<Option<Lock>>,
@@ -122,7 +125,8 @@ impl Node {
         hub.set_addresses(addresses::reachable(hub.endpoint().local()));
         let running = network.spawn(tasks.run());
         let (lock, tasks) = (Mutex::new(lock), Mutex::new(vec![running]));
-        let node = Self(Arc::new(Inner { hub, rules, registry, server, network, home, store, lock, tasks }));
+        let borrowed = Borrowed::new(hub.clone(), rules.clone(), network.clone());
+        let node = Self(Arc::new(Inner { hub, rules, registry, server, network, borrowed, home, store, lock, tasks }));
         node.remember_who_is_seen();
         if watch_network {
             node.watch_network();
@@ -230,12 +234,14 @@ impl Node {
 
     /// Keeps a session with a peer from now on, without waiting for it.
     pub fn hold(&self, id: NodeId, addresses: &[SocketAddr]) -> Session {
+        self.0.borrowed.is_the_owners(id);
         self.0.rules.dial(id);
         Session::new(self.0.hub.clone(), self.0.hub.want(id, addresses))
     }
 
     /// Keeps no session with the peer any more, and closes the one there is.
     pub fn release(&self, id: NodeId) {
+        self.0.borrowed.is_the_owners(id);
         if let Some(peer) = self.0.hub.known_peer(id) {
             peer.release();
         }

@@ -6,6 +6,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::{Stream, stream};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout_at};
 
@@ -127,6 +128,15 @@ impl Session {
             Ok(Ok(round_trip)) => Ok(round_trip),
             Ok(Err(_)) | Err(_) => Err(WaitError::TimedOut(None)),
         }
+    }
+
+    /// Yields whenever something changes in where the session stands, from now on; ends when its node has given it up.
+    pub(crate) fn changes(&self) -> impl Stream<Item = ()> + Send + use<> {
+        stream::unfold(self.peer.watch(), |mut watch| async {
+            watch.changed().await.ok()?;
+            let gone = watch.borrow_and_update().gone;
+            (!gone).then_some(((), watch))
+        })
     }
 
     /// Ends the session: says goodbye and dials no more. Calls in flight fail. Does not wait.
