@@ -7,4 +7,4 @@ mod ring;
 mod tests;
 
 pub use publishers::{Known, Publishers};
-pub use ring::{Append, Read, Ring, Segment, segments};
+pub use ring::{Append, Read, Ring, Segment, segments, skip_frames};
