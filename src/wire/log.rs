@@ -9,6 +9,7 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
 
 use super::committer::Committer;
+use super::error::Fault;
 use crate::proto::limits;
 use crate::proto::status::{Code, Status};
 use crate::proto::wire::{Cursor, From, Options, PublisherId, Slow, WireInfo};
@@ -136,7 +137,9 @@ impl Log {
         let mut publishing = Publishing { log: self.clone(), id, stream: stream.1, known: stream.0 };
         if let Some(committer) = &self.committer {
             // What its streams before left in the queue counts too.
-            publishing.known = committer.settled(id).await?.or(publishing.known);
+            committer.settled(self, id).await?;
+            let last = self.state().publishers.get(&id).map(|known| known.last);
+            publishing.known = publishing.known.and(last).or(last.filter(|last| *last > 0));
         }
         Ok(publishing)
     }
@@ -167,14 +170,14 @@ impl Log {
     }
 
     /// Stores a segment in memory; waits for readers if it is that kind of wire.
-    async fn keep(&self, publishing: &Publishing, segment: Segment) -> Result<Stored, Status> {
+    async fn keep(&self, publishing: &Publishing, segment: Segment) -> Result<Stored, Fault> {
         let mut stall = None;
         loop {
             let room = self.room.notified();
             let slow = {
                 let mut state = self.state();
                 state.may_store(publishing)?;
-                match self.append(&mut state, segment.clone(), stall) {
+                match self.append(&mut state, segment.clone()) {
                     Append::Done(first) => {
                         state.publishers.stored(publishing.id, segment.count);
                         drop(state);
@@ -195,7 +198,7 @@ impl Log {
         }
     }
 
-    fn append(&self, state: &mut State, segment: Segment, _stall: Option<(u64, Instant)>) -> Append {
+    fn append(&self, state: &mut State, segment: Segment) -> Append {
         let before = state.ring.bytes();
         let appended = match self.options.slow {
             Slow::Block => state.ring.append_for_all(segment),
@@ -210,6 +213,27 @@ impl Log {
             held = self.memory.changed(shed, 0);
         }
         appended
+    }
+
+    /// What keeps it on disk.
+    pub(super) fn committer(&self) -> Option<&Committer> {
+        self.committer.as_ref()
+    }
+
+    /// The number of the next chunk.
+    pub(super) fn next(&self) -> u64 {
+        self.state().ring.next()
+    }
+
+    /// More is on disk than was known here: readers get it from there.
+    pub(super) fn is_beyond(&self, next: u64, publishers: impl IntoIterator<Item = (PublisherId, u64)>) {
+        let mut state = self.state();
+        publishers.into_iter().for_each(|(id, last)| state.publishers.restore(id, last));
+        let before = state.ring.bytes();
+        state.ring.jump(next);
+        self.memory.changed(before, 0);
+        drop(state);
+        self.news.notify_waiters();
     }
 
     /// These were stored on disk, in this order.
@@ -287,7 +311,7 @@ impl Publishing {
 
     /// Stores its next chunks: whole frames, checked before. What is stored is reported as it is; of what comes after an error
     /// nothing is stored. Not cancel-safe: dropped half-way, some may be stored.
-    pub async fn store(&self, frames: Bytes, stored: &mut Vec<Stored>) -> Result<(), Status> {
+    pub async fn store(&self, frames: Bytes, stored: &mut Vec<Stored>) -> Result<(), Fault> {
         let most = (u64::from(self.log.options.ring_chunks) / 4).max(1);
         let cut = segments(frames, most).map_err(|error| Status::new(Code::InvalidArgument, error.to_string()))?;
         match &self.log.committer {

@@ -83,6 +83,17 @@ pub(super) fn all(directory: &Path) -> Result<Vec<PathBuf>, StoreError> {
     Ok(paths)
 }
 
+/// Removes a wire's file, if it is there.
+///
+/// # Errors
+/// [`StoreError`].
+pub fn remove(path: &Path) -> Result<(), StoreError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(StoreError::io("remove", path)(error)),
+        _ => Ok(()),
+    }
+}
+
 /// A new file appears whole or not at all: it is filled under another name.
 pub(super) fn make(path: &Path, fill: impl FnOnce(&Database) -> Result<(), StoreError>) -> Result<(), StoreError> {
     let draft = path.with_extension("draft");

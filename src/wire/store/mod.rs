@@ -23,7 +23,7 @@ use redb::{Database, ReadableDatabase, ReadableTable, ReadableTableMetadata, Tab
 
 pub use self::error::{AppendError, StoreError};
 use self::file::Place;
-pub use self::file::file_name;
+pub use self::file::{file_name, remove};
 use crate::proto::codec::{self, Message};
 use crate::proto::limits;
 use crate::proto::wire::{Options, PublisherId};
