@@ -61,6 +61,11 @@ impl Wires {
         Ok(Self(Arc::new(Inner { network, directory, memory, wires: Mutex::new(wires), broken })))
     }
 
+    /// Where the node's tasks run.
+    pub fn network(&self) -> &Network {
+        &self.0.network
+    }
+
     /// The wire of this name.
     pub fn find(&self, name: &str) -> Option<Arc<Log>> {
         self.wires().get(name).map(|hosted| hosted.log.clone())
