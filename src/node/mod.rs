@@ -464,6 +464,8 @@ impl Node {
         for task in tasks {
             let _ = task.await;
         }
+        let wires = self.0.wires.clone();
+        let _ = tokio::task::spawn_blocking(move || wires.close()).await;
         drop(self.0.lock.lock().expect("nothing panics while it is held").take());
     }
 

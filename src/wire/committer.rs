@@ -98,6 +98,11 @@ impl Committer {
         stored.await.unwrap_or(Err(Fault::Uncertain))
     }
 
+    /// Closes the file, when what is being stored is stored. Waits for the disk.
+    pub fn close(&self) {
+        self.store.close();
+    }
+
     /// What is stored from this number on.
     pub async fn read(&self, at: u64, bytes_max: usize) -> Result<Read, Status> {
         let store = self.store.clone();

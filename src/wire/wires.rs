@@ -140,6 +140,16 @@ impl Wires {
         Ok(true)
     }
 
+    /// The node goes down: whoever publishes or reads here is told, and files are closed. Waits for the disk, so it is not for an
+    /// asynchronous thread.
+    pub fn close(&self) {
+        let wires = std::mem::take(&mut *self.wires());
+        for hosted in wires.into_values() {
+            hosted.log.end(Status::new(Code::Unavailable, "the host of the wire has gone down"));
+            hosted.log.committer().into_iter().for_each(Committer::close);
+        }
+    }
+
     /// The wires whose names pass.
     pub fn list(&self, passes: impl Fn(&str) -> bool) -> Vec<WireInfo> {
         self.sweep();

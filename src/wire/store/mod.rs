@@ -83,6 +83,7 @@ pub struct Store {
 struct State {
     database: Option<Database>,
     failed: Option<Instant>,
+    closed: bool,
     /// Set for good: what is in the file cannot be trusted.
     damaged: Option<String>,
     held: Held,
@@ -131,7 +132,7 @@ impl Store {
             Ok((database, meta, held))
         });
         let (database, meta, held) = opened?;
-        let state = State { database: Some(database), failed: None, damaged: None, held };
+        let state = State { database: Some(database), failed: None, closed: false, damaged: None, held };
         Ok(Self { place, meta, state: Mutex::new(state) })
     }
 
@@ -240,12 +241,22 @@ impl Store {
         Ok(state.held.clone())
     }
 
+    /// Closes the file for good.
+    pub fn close(&self) {
+        let mut state = self.state();
+        state.database = None;
+        state.closed = true;
+    }
+
     fn opened(&self, state: &mut State) -> Result<(), AppendError> {
         if let Some(why) = &state.damaged {
             return Err(AppendError::Damaged(why.clone()));
         }
         if state.database.is_some() {
             return Ok(());
+        }
+        if state.closed {
+            return Err(AppendError::Failed(format!("{} is closed: its node has gone down", self.path().display())));
         }
         if state.failed.is_some_and(|failed| failed.elapsed() < REOPEN) {
             return Err(AppendError::Uncertain(format!("{} has failed just now", self.path().display())));
