@@ -11,7 +11,6 @@ use super::error::Fault;
 use super::log::{Log, Stored};
 use super::store::{AppendError, Batch, Held, Store};
 use crate::net::Network;
-use crate::proto::limits;
 use crate::proto::status::{Code, Status};
 use crate::proto::wire::PublisherId;
 use crate::state::wire::{Read, Segment};

@@ -58,7 +58,7 @@ impl Log {
     }
 
     /// A log that is on disk.
-    pub fn on_disk(name: String, options: Options, committer: Committer, memory: Arc<Memory>) -> Arc<Self> {
+    pub(super) fn on_disk(name: String, options: Options, committer: Committer, memory: Arc<Memory>) -> Arc<Self> {
         let (epoch, next) = (committer.epoch(), committer.next());
         let log = Self::new(name, options, epoch, memory, next, Some(committer));
         Arc::new(log)
@@ -311,7 +311,7 @@ impl Publishing {
 
     /// Stores its next chunks: whole frames, checked before. What is stored is reported as it is; of what comes after an error
     /// nothing is stored. Not cancel-safe: dropped half-way, some may be stored.
-    pub async fn store(&self, frames: Bytes, stored: &mut Vec<Stored>) -> Result<(), Fault> {
+    pub(super) async fn store(&self, frames: Bytes, stored: &mut Vec<Stored>) -> Result<(), Fault> {
         let most = (u64::from(self.log.options.ring_chunks) / 4).max(1);
         let cut = segments(frames, most).map_err(|error| Status::new(Code::InvalidArgument, error.to_string()))?;
         match &self.log.committer {
