@@ -3,13 +3,13 @@
 mod support;
 
 use std::fs::{self, File};
-use std::io::Write;
-use std::process::{Command, Stdio};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::process::Stdio;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
-use serde_json::json;
+use serde_json::{Value, json};
 use support::process::{Home, LONG, Running, failure, read_to_end, text};
 
 /// B lets A call everything, and A is connected with it under the name `bob`.
@@ -98,9 +98,9 @@ fn a_second_up_says_who_holds_the_home() {
     let node = home.up_here();
     let (exit, error) = home.fails(&["up", "--listen", "127.0.0.1:0"]);
     assert_eq!(exit, 1);
-    let held = format!("process {}", node.child.id());
+    let held = format!("process {}", node.pid());
     assert!(error["message"].as_str().unwrap().contains(&held), "{error}");
-    assert_eq!(home.json(&["status"])["pid"], json!(node.child.id()));
+    assert_eq!(home.json(&["status"])["pid"], json!(node.pid()));
 }
 
 #[test]

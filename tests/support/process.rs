@@ -145,6 +145,10 @@ impl Running {
         read(&self.line(|line| read(line).is_some_and(|event| event["event"] == name))).unwrap()
     }
 
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     pub fn signal(&self, signal: Signal) {
         kill_process(Pid::from_raw(self.child.id().cast_signed()).unwrap(), signal).unwrap();
     }
