@@ -202,7 +202,8 @@ impl Policy {
         let groups = self.groups_of.get(who).into_iter().flatten().map(|group| Key::Group(*group));
         let mut keys = std::iter::once(Key::Node(*who)).chain(groups);
         let permits = |at: &usize| self.rules[*at].effect() == Effect::Permit;
-        let named = |key| Action::ALL.iter().any(|action| self.index.get(&(key, *action)).is_some_and(|at| at.iter().any(permits)));
+        let named =
+            |key| Action::ALL.iter().any(|action| self.index.get(&(key, *action)).is_some_and(|at| at.iter().any(permits)));
         self.dialled.contains(who) || keys.any(named)
     }
 

@@ -148,7 +148,10 @@ fn statuses() -> Vec<(Status, Vec<u8>)> {
 }
 
 /// The golden bytes are the message, each part of them is refused, and one flipped bit makes another message or none.
-pub(super) fn holds<M: Message + PartialEq + Debug>(cases: Vec<(M, Vec<u8>)>, read: impl Fn(&[u8]) -> Result<Vec<u8>, DecodeError>) {
+pub(super) fn holds<M: Message + PartialEq + Debug>(
+    cases: Vec<(M, Vec<u8>)>,
+    read: impl Fn(&[u8]) -> Result<Vec<u8>, DecodeError>,
+) {
     for (message, golden) in cases {
         assert_eq!(encode(&message), golden, "{message:?}");
         assert_eq!(read(&golden).as_ref(), Ok(&golden), "{message:?}");
