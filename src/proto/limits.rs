@@ -44,6 +44,18 @@ pub const CERTIFICATE_BYTES: usize = 2 * KIB;
 pub const LIVE_STREAMS: usize = 2_048;
 /// Most streams, and most runs of them, that one attach or progress message lists. What there is more goes into the next.
 pub const PROGRESS_ENTRIES: usize = 1_024;
+/// Largest chunk of a wire, in bytes.
+pub const CHUNK_BYTES: usize = MIB;
+/// Most metadata of a chunk, in bytes.
+pub const CHUNK_METADATA_BYTES: usize = 4 * KIB;
+/// Longest name of a wire, in bytes.
+pub const WIRE_NAME_BYTES: usize = 200;
+/// Most chunks that a wire may be made to keep in memory.
+pub const WIRE_RING_CHUNKS: u32 = 1 << 20;
+/// Least and most bytes that a wire may be made to keep in memory.
+pub const WIRE_RING_LEAST_BYTES: u32 = 64 * KIB as u32;
+/// See [`WIRE_RING_LEAST_BYTES`].
+pub const WIRE_RING_BYTES: u32 = 64 * MIB as u32;
 /// Deepest nesting of a call's body in bincode.
 pub const BODY_DEPTH: usize = 64;
 
@@ -100,6 +112,14 @@ pub const DIRECTORY_CHANGES_BYTES: usize = 16 * MIB;
 pub const WATCHES: usize = 64;
 /// Entries that all watchers of a directory were told of, each counted once for each watcher.
 pub const WATCHED_ENTRIES: usize = 4_000_000;
+/// Wires of a node.
+pub const WIRES: usize = 4_096;
+/// Bytes in memory for all wires of a node.
+pub const WIRES_BYTES: usize = 256 * MIB;
+/// Publishers of which a wire remembers how far they have got; those that were silent for longest are forgotten.
+pub const WIRE_PUBLISHERS: usize = 4_096;
+/// Free space on disk, in bytes, below which persistent wires take nothing.
+pub const WIRE_DISK_FREE_BYTES: u64 = 64 * MIB as u64;
 /// Calls in flight per session and direction; further ones wait at the caller.
 pub const CALLS_IN_FLIGHT: usize = 1_024;
 /// Bytes of bodies and answers held for one session.
@@ -158,6 +178,10 @@ pub const CALL_DEADLINE_MAX: Duration = Duration::from_secs(3_600);
 /// A call with an idempotency key is remembered for this long after it ended, or until its deadline if that is later: its caller
 /// makes it again by itself until then. Five times the time in which a session can be resumed.
 pub const REPLAY_WINDOW: Duration = Duration::from_secs(600);
+/// A publisher of a wire that blocks waits so long for one subscriber.
+pub const WIRE_STALL: Duration = Duration::from_secs(30);
+/// A wire that nobody made on purpose goes when nobody has used it for so long.
+pub const WIRE_UNUSED: Duration = Duration::from_secs(3_600);
 /// A node going down waits this long for its calls in flight.
 pub const DRAIN: Duration = Duration::from_secs(10);
 /// A path with something outstanding is dead when nothing answered for this long.

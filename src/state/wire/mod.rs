@@ -1,1 +1,10 @@
-//! The log of a wire as a machine: what is kept, who has read how far, what is lost to whom.
+//! The log of a wire as machines: what is kept in memory, what each publisher has got stored, who has read how far. They hold bytes
+//! and never look into them, except for where frames begin.
+
+mod publishers;
+mod ring;
+#[cfg(test)]
+mod tests;
+
+pub use publishers::{Known, Publishers};
+pub use ring::{Append, Read, Ring, Segment, segments};
