@@ -29,7 +29,7 @@ pub struct Entry {
     pub addresses: Arc<[SocketAddr]>,
     /// Whether it can be called.
     pub online: bool,
-    /// Grows each time it comes online; 0 if it never was.
+    /// Grows each time it comes online; 0 if it never was since it is listed.
     pub epoch: u64,
     /// Another one for another listing.
     pub version: u64,

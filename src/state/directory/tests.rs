@@ -45,7 +45,8 @@ fn small() -> Bounds {
     }
 }
 
-/// What is said to a directory. Sessions are numbered per peer, and late words of old ones are as likely as any.
+/// What is said to a directory: by which peer, on which of its sessions (0 the last, 1 the one before it…), about which service.
+/// Late words of old sessions are as likely as any; only, none comes back after its end.
 #[derive(Clone, Debug)]
 enum Said {
     Attached(u8, u8, u8),
@@ -65,7 +66,7 @@ enum Said {
 fn said() -> impl Strategy<Value = Said> {
     let (p, e, n, w) = (0..3u8, 0..3u8, 0..5u8, 0..2u8);
     prop_oneof![
-        4 => (p.clone(), e.clone(), w.clone()).prop_map(|(p, e, w)| Said::Attached(p, e, w)),
+        4 => (p.clone(), e.clone(), w.clone()).prop_map(|(p, new, at)| Said::Attached(p, new, at)),
         2 => (p.clone(), e.clone()).prop_map(|(p, e)| Said::Detached(p, e)),
         2 => (p.clone(), e.clone()).prop_map(|(p, e)| Said::Ended(p, e)),
         8 => (p.clone(), e.clone(), n.clone(), w.clone()).prop_map(|(p, e, n, w)| Said::Register(p, e, n, w)),
@@ -83,12 +84,25 @@ fn said() -> impl Strategy<Value = Said> {
 /// What is there, told in the simplest way. It knows no bounds: what it is not sure of is what sessions left behind.
 #[derive(Default)]
 struct Model {
+    /// The number of each peer's last session.
+    last: HashMap<u8, u8>,
     present: HashMap<NodeId, (SessionId, bool)>,
     /// On what it hangs, whether it is claimed, its words, the number of its registration.
     entries: BTreeMap<Key, (Option<(NodeId, SessionId)>, bool, Arc<Listing>, u64)>,
 }
 
 impl Model {
+    fn session(&self, peer: u8, before: u8) -> SessionId {
+        session(self.last.get(&peer).map_or(0, |last| last.saturating_sub(before)))
+    }
+
+    /// The session that a path carries now: the last one, or a new one.
+    fn attaches(&mut self, of: u8, new: bool) -> SessionId {
+        let last = self.last.entry(of).or_insert(0);
+        *last += u8::from(new || !self.present.contains_key(&peer(of)));
+        session(*last)
+    }
+
     fn is_present(&self, peer: NodeId, session: SessionId) -> bool {
         self.present.get(&peer).is_some_and(|(present, _)| *present == session)
     }
@@ -108,55 +122,63 @@ fn say(directory: &mut Directory, model: &mut Model, said: &Said, now: &mut Inst
     match *said {
         Said::Attached(p, e, at) => {
             let addresses = Arc::new([SocketAddr::from(([127, 0, 0, 1], 1 + u16::from(at)))]);
-            directory.attached(peer(p), session(e), addresses, *now);
-            model.present.insert(peer(p), (session(e), true));
+            let session = model.attaches(p, e == 0);
+            directory.attached(peer(p), session, addresses, *now);
+            model.present.insert(peer(p), (session, true));
         }
         Said::Detached(p, e) => {
-            directory.detached(peer(p), session(e), *now);
-            model.present.entry(peer(p)).and_modify(|present| present.1 &= present.0 != session(e));
+            let e = model.session(p, e);
+            directory.detached(peer(p), e, *now);
+            model.present.entry(peer(p)).and_modify(|present| present.1 &= present.0 != e);
         }
         Said::Ended(p, e) => {
-            directory.ended(peer(p), session(e), *now);
-            if model.is_present(peer(p), session(e)) {
+            let e = model.session(p, e);
+            directory.ended(peer(p), e, *now);
+            if model.is_present(peer(p), e) {
                 model.present.remove(&peer(p));
             }
         }
         Said::Register(p, e, n, w) => {
-            let listed = directory.register(peer(p), session(e), listing(n, w), *now);
-            assert_eq!(listed == Err(Refusal::NotPresent), !model.is_present(peer(p), session(e)));
+            let e = model.session(p, e);
+            let listed = directory.register(peer(p), e, listing(n, w), *now);
+            assert_eq!(listed == Err(Refusal::NotPresent), !model.is_present(peer(p), e));
             if let Ok(number) = listed {
-                model.entries.insert(key(peer(p), n), (Some((peer(p), session(e))), true, listing(n, w), number));
+                model.entries.insert(key(peer(p), n), (Some((peer(p), e)), true, listing(n, w), number));
             }
         }
         Said::Withdraw(p, e, n, last) => {
+            let e = model.session(p, e);
             let there = model.entries.get(&key(peer(p), n)).cloned();
             let number = there.as_ref().map_or(0, |there| there.3) - u64::from(!last && there.is_some());
-            directory.withdraw(peer(p), session(e), &format!("s{n}"), number);
-            let is = there.is_some_and(|there| there.0 == Some((peer(p), session(e))));
-            if last && is && model.is_present(peer(p), session(e)) {
+            directory.withdraw(peer(p), e, &format!("s{n}"), number);
+            let is = there.is_some_and(|there| there.0 == Some((peer(p), e)));
+            if last && is && model.is_present(peer(p), e) {
                 model.entries.remove(&key(peer(p), n));
             }
         }
         Said::Mirrored(at, e, p, n, online) => {
+            let e = model.session(at, e);
             let key = Key { at: Some(peer(at)), ..key(peer(p), n) };
-            let listed = directory.mirrored(peer(at), session(e), peer(p), listing(n, 0), nowhere(), online, *now);
-            assert_eq!(listed == Err(Refusal::NotPresent), !model.is_present(peer(at), session(e)));
+            let listed = directory.mirrored(peer(at), e, peer(p), listing(n, 0), nowhere(), online, *now);
+            assert_eq!(listed == Err(Refusal::NotPresent), !model.is_present(peer(at), e));
             if listed.is_ok() {
-                model.entries.insert(key, (Some((peer(at), session(e))), online, listing(n, 0), 0));
+                model.entries.insert(key, (Some((peer(at), e)), online, listing(n, 0), 0));
             }
         }
         Said::Unmirrored(at, e, p, n) => {
-            directory.unmirrored(peer(at), session(e), peer(p), &format!("s{n}"));
+            let e = model.session(at, e);
+            directory.unmirrored(peer(at), e, peer(p), &format!("s{n}"));
             let key = Key { at: Some(peer(at)), ..key(peer(p), n) };
-            let is = model.entries.get(&key).is_some_and(|entry| entry.0 == Some((peer(at), session(e))));
-            if is && model.is_present(peer(at), session(e)) {
+            let is = model.entries.get(&key).is_some_and(|entry| entry.0 == Some((peer(at), e)));
+            if is && model.is_present(peer(at), e) {
                 model.entries.remove(&key);
             }
         }
         Said::MirrorIsCurrent(at, e) => {
-            directory.mirror_is_current(peer(at), session(e));
-            if model.is_present(peer(at), session(e)) {
-                model.entries.retain(|key, entry| key.at != Some(peer(at)) || entry.0 == Some((peer(at), session(e))));
+            let e = model.session(at, e);
+            directory.mirror_is_current(peer(at), e);
+            if model.is_present(peer(at), e) {
+                model.entries.retain(|key, entry| key.at != Some(peer(at)) || entry.0 == Some((peer(at), e)));
             }
         }
         Said::MirrorEnded(at) => {
@@ -223,11 +245,16 @@ impl Reader {
                 continue;
             };
             assert_eq!(now.changed, change.number);
-            assert!(before.is_none_or(|before| !before.looks_like(now)), "no news");
+            assert!(before.as_ref().is_none_or(|before| !before.looks_like(now)), "no news");
             let epoch = self.epochs.entry(key.clone()).or_default();
-            assert!(now.epoch == *epoch || (now.epoch > *epoch && now.online));
+            if before.is_none() && now.epoch == 0 && !now.online {
+                self.entries.insert(key, now.clone());
+                continue;
+            }
+            *epoch = before.map_or(*epoch, |before| before.epoch.max(*epoch));
+            assert!(now.epoch == *epoch || now.epoch == 0 || (now.epoch > *epoch && now.online));
             assert!(now.epoch > *epoch || !now.online || change.was_online, "it came online, and the epoch is the same");
-            *epoch = now.epoch;
+            *epoch = now.epoch.max(*epoch);
             self.entries.insert(key, now.clone());
         }
     }
