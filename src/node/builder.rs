@@ -181,8 +181,12 @@ impl Builder {
             limits: config.limits.clone(),
         };
         let runtime = tokio::runtime::Handle::try_current().ok().filter(is_multi_thread);
-        let server = Arc::new(Server::new(registry.clone(), runtime, config.limits.call_deadline_max));
+        let server = {
+            let (registry, network) = (registry.clone(), network.handle().clone());
+            Arc::new(Server::new(own.id, registry, runtime, network, config.limits.call_deadline_max))
+        };
         let (hub, tasks) = Hub::new(own, endpoint, rules.handle().clone(), Arc::new(Doors { server: server.clone() }));
+        server.directory().tell_to(hub.teller());
         let (home, store, lock) = (kept.home, kept.store, kept.lock);
         let before = Before { peers: kept.stored_peers, sessions: kept.sessions };
         let parts = Parts { hub, rules, registry, server, network, home, store, lock, watch_network, before };

@@ -80,6 +80,7 @@ pub struct Directory {
     /// The last number given: of an epoch, of a listing, of a holder. Never the same twice.
     numbers: u64,
     log: Log,
+    turned: Vec<(Arc<Key>, bool)>,
 }
 
 #[derive(Debug)]
@@ -116,7 +117,7 @@ impl Directory {
     pub fn new(own: NodeId, first: u64, bounds: Bounds) -> Self {
         let log = Log::new(bounds.changes, bounds.changes_bytes);
         let (entries, present, loads, left) = Default::default();
-        Self { own, bounds, entries, present, loads, left, bytes: 0, numbers: first, log }
+        Self { own, bounds, entries, present, loads, left, bytes: 0, numbers: first, log, turned: Vec::new() }
     }
 
     /// A path carries this session of the peer, for the first time or again, or another one does. A new session ends the one before.
@@ -273,6 +274,18 @@ impl Directory {
         self.log.from(from)
     }
 
+    /// What peers have registered that came online (true) or went offline since this was last asked, in order. To be asked after
+    /// whatever was said.
+    pub fn take_turns(&mut self) -> Vec<(Arc<Key>, bool)> {
+        std::mem::take(&mut self.turned)
+    }
+
+    fn turned(&mut self, key: &Arc<Key>, was_online: bool, online: bool) {
+        if was_online != online && key.at.is_none() && key.provider != self.own {
+            self.turned.push((key.clone(), online));
+        }
+    }
+
     fn present_on(&self, peer: NodeId, session: SessionId) -> Result<&Present, Refusal> {
         self.present.get(&peer).filter(|present| present.session == session).ok_or(Refusal::NotPresent)
     }
@@ -394,6 +407,7 @@ impl Directory {
         }
         self.bytes += entry.weight();
         self.entries.insert(key.clone(), entry.clone());
+        self.turned(&key, was_online, online);
         if news {
             self.log.push(key, was_online, Some(entry));
         }
@@ -402,6 +416,7 @@ impl Directory {
     fn remove(&mut self, key: &Key) {
         if let Some((key, entry)) = self.entries.remove_entry(key) {
             self.take_off(&key, &entry);
+            self.turned(&key, entry.online, false);
             self.log.push(key, entry.online, None);
         }
     }

@@ -1,0 +1,408 @@
+//! Services in the directory of another node, on real UDP: who is listed, who sees it, and what watchers are told when nodes come
+//! and go.
+
+mod support;
+
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use support::{SOON, closed, connected, disconnected, open_node, soon, until};
+use voltmesh::id::{NodeId, SecretKey};
+use voltmesh::node::Events;
+use voltmesh::policy::{Action, Effect, Pattern, Rule, Source, Subject};
+use voltmesh::proto::status::Code;
+use voltmesh::service::{DiscoverError, Found, Listed, Mode, Presence, RegisterError, Registered, Watch};
+use voltmesh::{Event, Node, Service, Session};
+
+fn rule(effect: Effect, who: Subject, action: Action, resource: &str) -> Rule {
+    let resource: Pattern = resource.parse().unwrap();
+    Rule::new(effect, who, action, resource, Source::Store).unwrap()
+}
+
+fn allow(action: Action, resource: &str) -> Rule {
+    rule(Effect::Permit, Subject::Anyone, action, resource)
+}
+
+fn only(who: NodeId, action: Action, resource: &str) -> Rule {
+    rule(Effect::Permit, Subject::Node(who), action, resource)
+}
+
+/// A node at which everyone may register and discover everything.
+async fn volt() -> Node {
+    closed().rule(allow(Action::Register, "*")).rule(allow(Action::Discover, "*")).bind().await.unwrap()
+}
+
+/// A node, and its session with the volt.
+async fn peer(volt: &Node) -> (Node, Session) {
+    peer_as(volt, SecretKey::generate()).await
+}
+
+async fn peer_as(volt: &Node, key: SecretKey) -> (Node, Session) {
+    let node = closed().key(key).bind().await.unwrap();
+    let session = soon(node.connect(volt.ticket())).await.unwrap();
+    (node, session)
+}
+
+fn camera() -> Service {
+    service("camera")
+}
+
+fn service(name: &str) -> Service {
+    Service::new(name).version("1.2").unary("snap", |_cx, which: String| async move { Ok(which.len() as u64) })
+}
+
+async fn register(session: &Session, name: &str) -> Registered {
+    soon(session.register(service(name))).await.unwrap()
+}
+
+async fn names(session: &Session, pattern: &str) -> Vec<String> {
+    soon(session.discover(pattern)).await.unwrap().into_iter().map(|found| found.name).collect()
+}
+
+async fn one(session: &Session, pattern: &str) -> Found {
+    let mut found = soon(session.discover(pattern)).await.unwrap();
+    assert_eq!(found.len(), 1, "{found:#?}");
+    found.remove(0)
+}
+
+/// What a watch tells next, in short: `+` online, `-` offline, `~` changed, `x` withdrawn, `?` missed, and the name.
+async fn next(watch: &mut Watch) -> String {
+    short(&soon(watch.next()).await.expect("the node runs"))
+}
+
+fn short(presence: &Presence) -> String {
+    match presence {
+        Presence::Online(found) => format!("+{}", found.name),
+        Presence::Offline(found) => format!("-{}", found.name),
+        Presence::Changed(found) => format!("~{}", found.name),
+        Presence::Withdrawn(found) => format!("x{}", found.name),
+        Presence::Missed => "?".into(),
+        other => format!("{other:?}"),
+    }
+}
+
+/// The next event about a service.
+async fn told(events: &mut Events) -> (String, NodeId, bool) {
+    soon(async {
+        loop {
+            if let Event::Service { name, provider, online } = events.next().await.expect("the node runs") {
+                return (name.to_string(), provider, online);
+            }
+        }
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_registered_service_is_found_with_all_that_is_said_of_it() {
+    let volt = volt().await;
+    let (a, at_volt) = peer(&volt).await;
+    let announce = at_volt.announce("camera").service(camera()).metadata("room", "kitchen");
+    let registered = soon(announce.start()).await.unwrap();
+    assert_eq!((registered.name(), registered.state()), ("camera", Listed::Online));
+    let (_b, from_b) = peer(&volt).await;
+    let found = one(&from_b, "cam*").await;
+    assert_eq!((&*found.name, found.provider, found.at, found.online), ("camera", a.id(), None, true));
+    assert_eq!(found.value("room"), Some(&b"kitchen"[..]));
+    assert_eq!(found.mode, None, "that is for its provider and the owner to know");
+    assert!(found.addresses.contains(&a.listening()[0]), "{:?}", found.addresses);
+    let described = found.service().unwrap();
+    assert_eq!((&*described.version, &*described.methods[0].name), ("1.2", "snap"));
+    assert_eq!(described.methods[0].request.as_value()["type"], "string");
+    assert_eq!(one(&at_volt, "camera").await.mode, Some(Mode::Public));
+    assert_eq!(volt.directory().discover("*").await.unwrap().len(), 1);
+    assert!(names(&from_b, "lamp*").await.is_empty());
+    assert!(matches!(soon(from_b.discover("a//b")).await, Err(DiscoverError::Pattern(_))));
+    // It is served, too.
+    let (c, _) = peer(&volt).await;
+    assert!(c.services().is_empty() && a.services().len() == 1);
+}
+
+#[tokio::test]
+async fn a_service_goes_offline_with_its_session_and_comes_back_with_it() {
+    let volt = volt().await;
+    let mut events = volt.events();
+    let (a, at_volt) = peer(&volt).await;
+    let mut of_a = a.events();
+    let _registered = register(&at_volt, "camera").await;
+    let (_b, from_b) = peer(&volt).await;
+    let mut watch = soon(from_b.watch("*")).await.unwrap();
+    assert_eq!(next(&mut watch).await, "+camera");
+    assert_eq!(told(&mut events).await, ("camera".into(), a.id(), true));
+    for round in 0..3 {
+        // The volt closes, and the provider dials again.
+        volt.session(a.id()).unwrap().close();
+        assert_eq!(next(&mut watch).await, "-camera", "round {round}");
+        assert_eq!(next(&mut watch).await, "+camera", "round {round}");
+        assert_eq!(told(&mut events).await, ("camera".into(), a.id(), false));
+        assert_eq!(told(&mut events).await, ("camera".into(), a.id(), true));
+        disconnected(&mut of_a, volt.id()).await;
+        // Whoever hears that the session is up finds it restored.
+        connected(&mut of_a, volt.id()).await;
+        let here = volt.directory().discover("camera").now_or_never().unwrap().unwrap();
+        assert!(here.len() == 1 && here[0].online);
+    }
+    a.release(volt.id());
+    assert_eq!(next(&mut watch).await, "-camera");
+    assert!(names(&from_b, "*").await.is_empty());
+    let listed = soon(from_b.query("*").offline(true).discover()).await.unwrap();
+    assert!(listed.len() == 1 && !listed[0].online);
+    assert_eq!(watch.next().now_or_never(), None);
+}
+
+#[tokio::test]
+async fn a_killed_provider_is_offline_and_the_next_process_of_it_is_online_again() {
+    let volt = volt().await;
+    let (_b, from_b) = peer(&volt).await;
+    let mut watch = soon(from_b.watch("*")).await.unwrap();
+    let key = SecretKey::generate();
+    let mut epoch = 0;
+    for round in 0..10 {
+        let (a, at_volt) = peer_as(&volt, key.clone()).await;
+        let _registered = register(&at_volt, "camera").await;
+        let found = one(&from_b, "*").await;
+        assert!(found.online && found.epoch > epoch, "round {round}");
+        epoch = found.epoch;
+        assert_eq!(next(&mut watch).await, "+camera", "round {round}");
+        drop((a, at_volt));
+        assert_eq!(next(&mut watch).await, "-camera", "round {round}");
+    }
+}
+
+#[tokio::test]
+async fn another_node_with_the_same_key_takes_over_and_never_finds_its_name_taken() {
+    let volt = volt().await;
+    let (_b, from_b) = peer(&volt).await;
+    let mut watch = soon(from_b.watch("*")).await.unwrap();
+    let key = SecretKey::generate();
+    let (old, of_old) = peer_as(&volt, key.clone()).await;
+    let left = register(&of_old, "camera").await;
+    assert_eq!(next(&mut watch).await, "+camera");
+    // It will not dial again when the new one takes its place.
+    old.suspend();
+    let (_new, of_new) = peer_as(&volt, key).await;
+    let registered = register(&of_new, "camera").await;
+    assert_eq!(registered.state(), Listed::Online);
+    assert_eq!(next(&mut watch).await, "-camera");
+    assert_eq!(next(&mut watch).await, "+camera");
+    // What the old one still says changes nothing.
+    drop((left, of_old, old));
+    assert_eq!(names(&from_b, "*").await, ["camera"]);
+    assert_eq!(watch.next().now_or_never(), None);
+}
+
+#[tokio::test]
+async fn a_mode_says_who_of_those_that_may_discover_finds_it() {
+    let (friend, named) = (SecretKey::generate(), SecretKey::generate());
+    let rules = [allow(Action::Register, "*"), allow(Action::Discover, "*"), only(friend.id(), Action::Call, "x/y")];
+    let volt = rules.into_iter().fold(closed(), |builder, rule| builder.rule(rule)).bind().await.unwrap();
+    let (_a, at_volt) = peer(&volt).await;
+    let announce = |name: &'static str, mode| at_volt.announce(name).service(service(name)).mode(mode).start();
+    let mut kept = Vec::new();
+    for (name, mode) in [("all", Mode::Public), ("few", Mode::Trusted), ("one", Mode::Private(vec![named.id()]))] {
+        kept.push(soon(announce(name, mode)).await.unwrap());
+    }
+    let (_f, from_friend) = peer_as(&volt, friend).await;
+    let (_n, from_named) = peer_as(&volt, named).await;
+    let (_s, from_stranger) = peer(&volt).await;
+    assert_eq!(names(&at_volt, "*").await, ["all", "few", "one"]);
+    assert_eq!(names(&from_friend, "*").await, ["all", "few"]);
+    assert_eq!(names(&from_named, "*").await, ["all", "one"]);
+    assert_eq!(names(&from_stranger, "*").await, ["all"]);
+    assert_eq!(volt.directory().discover("*").await.unwrap().len(), 3);
+}
+
+#[tokio::test]
+async fn without_a_rule_nothing_is_registered_and_nothing_is_seen() {
+    let key = SecretKey::generate();
+    let volt = closed().rule(allow(Action::Connect, "*")).rule(only(key.id(), Action::Register, "camera")).bind().await.unwrap();
+    let (_a, at_volt) = peer_as(&volt, key).await;
+    let (_b, from_b) = peer(&volt).await;
+    let _registered = register(&at_volt, "camera").await;
+    let refused = |error: RegisterError| match error {
+        RegisterError::Refused(status) => status.code,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(refused(soon(at_volt.register(service("lamp"))).await.unwrap_err()), Code::PermissionDenied);
+    assert_eq!(refused(soon(from_b.register(camera())).await.unwrap_err()), Code::PermissionDenied);
+    assert!(names(&from_b, "*").await.is_empty());
+    assert_eq!(names(&at_volt, "*").await, ["camera"], "what is one's own is seen");
+    assert!(matches!(at_volt.announce("lamp").begin(), Err(RegisterError::NotServed(_))), "a refused one is not served");
+    let long = at_volt.announce("camera").metadata("k", vec![0; 5_000]).begin();
+    assert!(matches!(long, Err(RegisterError::Invalid(_))));
+}
+
+#[tokio::test]
+async fn a_visitor_may_look_but_not_register() {
+    let volt = volt().await;
+    let (_a, at_volt) = peer(&volt).await;
+    let _registered = register(&at_volt, "camera").await;
+    let visitor = closed().visitor().bind().await.unwrap();
+    let session = soon(visitor.connect(volt.ticket())).await.unwrap();
+    assert_eq!(names(&session, "*").await, ["camera"]);
+    match soon(session.register(camera())).await {
+        Err(RegisterError::Refused(status)) => assert_eq!(status.code, Code::FailedPrecondition),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn a_watch_goes_on_over_a_change_of_the_watchers_own_session() {
+    let volt = volt().await;
+    let (a, at_volt) = peer(&volt).await;
+    let mut of_a = a.events();
+    let (stays, comes_back, _) = (register(&at_volt, "stays").await, register(&at_volt, "back").await, ());
+    let goes = register(&at_volt, "goes").await;
+    let (b, from_b) = peer(&volt).await;
+    let mut of_b = b.events();
+    let mut watch = soon(from_b.watch("*")).await.unwrap();
+    for name in ["+back", "+goes", "+stays"] {
+        assert_eq!(next(&mut watch).await, name);
+    }
+    // Meanwhile the watcher is kept from hearing anything.
+    b.suspend();
+    volt.session(b.id()).unwrap().close();
+    disconnected(&mut of_b, volt.id()).await;
+    drop((goes, comes_back));
+    until(|| volt.directory().discover("*").now_or_never().unwrap().unwrap().len() == 1).await;
+    let _back = register(&at_volt, "back").await;
+    let _new = register(&at_volt, "new").await;
+    b.resume();
+    connected(&mut of_b, volt.id()).await;
+    for name in ["-back", "+back", "+new", "-goes"] {
+        assert_eq!(next(&mut watch).await, name);
+    }
+    // And on the new session as on the old one.
+    drop(stays);
+    assert_eq!(next(&mut watch).await, "-stays");
+    assert_eq!(next(&mut watch).await, "xstays");
+    assert_eq!(watch.next().now_or_never(), None);
+    assert_eq!(of_a.next().now_or_never(), None, "nothing happened to the provider");
+}
+
+#[tokio::test]
+async fn a_dropped_registration_is_withdrawn_and_may_be_made_again_at_once() {
+    let volt = volt().await;
+    let (a, at_volt) = peer(&volt).await;
+    let mut watch = soon(at_volt.query("*").offline(true).watch()).await.unwrap();
+    for round in 0..20 {
+        let registered = register(&at_volt, "camera").await;
+        assert_eq!(next(&mut watch).await, "+camera", "round {round}");
+        drop(registered);
+        assert!(a.services().is_empty());
+        assert_eq!(next(&mut watch).await, "-camera", "round {round}");
+        assert_eq!(next(&mut watch).await, "xcamera", "round {round}");
+    }
+    assert!(soon(at_volt.query("*").offline(true).discover()).await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn one_registration_more_than_a_session_may_have_is_refused() {
+    let volt = volt().await;
+    let (a, at_volt) = peer(&volt).await;
+    let mut kept = Vec::new();
+    for n in 0..256 {
+        kept.push(at_volt.announce(format!("s{n}")).service(service("s")).begin().unwrap());
+    }
+    for registered in &mut kept {
+        soon(registered.listed(SOON)).await.unwrap();
+    }
+    // This node itself serves no more than that, so one of them is served no longer.
+    let served = kept.pop().unwrap();
+    drop(served);
+    until(|| volt.directory().discover("*").now_or_never().unwrap().unwrap().len() == 255).await;
+    let last = a.serve(service("last")).unwrap();
+    let _again = soon(at_volt.announce("last").start()).await.unwrap();
+    drop(last);
+    assert_eq!(soon(at_volt.discover("s*")).await.unwrap().len(), 255);
+}
+
+#[tokio::test]
+async fn what_policy_takes_back_is_withdrawn_and_hidden_at_once() {
+    let volt = volt().await;
+    let (a, at_volt) = peer(&volt).await;
+    let mut registered = register(&at_volt, "camera").await;
+    let _lamp = register(&at_volt, "lamp").await;
+    let (b, from_b) = peer(&volt).await;
+    let mut watch = soon(from_b.watch("*")).await.unwrap();
+    assert_eq!((next(&mut watch).await, next(&mut watch).await), ("+camera".into(), "+lamp".into()));
+    soon(volt.add_rule(rule(Effect::Deny, Subject::Node(a.id()), Action::Register, "camera"))).await.unwrap();
+    assert_eq!((next(&mut watch).await, next(&mut watch).await), ("-camera".into(), "xcamera".into()));
+    soon(async {
+        while registered.state() == Listed::Online {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    let refused = soon(registered.listed(SOON)).await.unwrap_err();
+    assert!(matches!(refused, RegisterError::Refused(status) if status.code == Code::PermissionDenied));
+    let hide = rule(Effect::Deny, Subject::Node(b.id()), Action::Discover, "lamp");
+    soon(volt.add_rule(hide.clone())).await.unwrap();
+    assert_eq!((next(&mut watch).await, next(&mut watch).await), ("-lamp".into(), "xlamp".into()));
+    soon(volt.remove_rule(hide.id())).await.unwrap();
+    assert_eq!(next(&mut watch).await, "+lamp");
+}
+
+#[tokio::test]
+async fn a_nodes_own_services_are_found_as_far_as_they_may_be_called() {
+    let door =
+        Service::new("door").unary("open", |_cx, _: ()| async move { Ok(()) }).unary("ring", |_cx, _: ()| async move { Ok(()) });
+    let volt = closed().service(door).rule(allow(Action::Call, "door/ring")).bind().await.unwrap();
+    let (b, from_b) = peer(&volt).await;
+    let mut watch = soon(from_b.watch("*")).await.unwrap();
+    assert_eq!(next(&mut watch).await, "+door");
+    let methods = |found: &Found| found.service().unwrap().methods.into_iter().map(|method| method.name).collect::<Vec<_>>();
+    let found = one(&from_b, "*").await;
+    assert_eq!((found.provider, methods(&found)), (volt.id(), vec!["ring".to_owned()]));
+    soon(volt.add_rule(only(b.id(), Action::Call, "door/open"))).await.unwrap();
+    assert_eq!(next(&mut watch).await, "~door");
+    assert_eq!(methods(&one(&from_b, "*").await), ["open", "ring"]);
+    // Served, served otherwise, and not any more.
+    soon(volt.add_rule(allow(Action::Discover, "bell"))).await.unwrap();
+    let bell = volt.serve(service("bell")).unwrap();
+    assert_eq!(next(&mut watch).await, "+bell");
+    bell.replace(service("bell").version("2")).unwrap();
+    assert_eq!(next(&mut watch).await, "~bell");
+    drop(bell);
+    assert_eq!((next(&mut watch).await, next(&mut watch).await), ("-bell".into(), "xbell".into()));
+}
+
+#[tokio::test]
+async fn what_is_served_otherwise_is_listed_otherwise() {
+    let volt = volt().await;
+    let (a, at_volt) = peer(&volt).await;
+    let served = a.serve(camera()).unwrap();
+    let registered = soon(at_volt.announce("camera").start()).await.unwrap();
+    let mut watch = volt.directory().watch("*").await.unwrap();
+    assert_eq!(next(&mut watch).await, "+camera");
+    served.replace(camera().version("2")).unwrap();
+    assert_eq!(next(&mut watch).await, "~camera");
+    drop(served);
+    assert_eq!((next(&mut watch).await, next(&mut watch).await), ("-camera".into(), "xcamera".into()));
+    let _again = a.serve(camera()).unwrap();
+    assert_eq!(next(&mut watch).await, "+camera");
+    drop(registered);
+    assert_eq!(next(&mut watch).await, "-camera");
+}
+
+#[tokio::test]
+async fn a_registration_may_begin_before_the_peer_is_there() {
+    let volt = volt().await;
+    let a = closed().bind().await.unwrap();
+    let nowhere = open_node(support::echo()).await;
+    let session = a.hold(volt.id(), &[]);
+    let mut registered = session.announce("camera").service(camera()).begin().unwrap();
+    assert_eq!(registered.state(), Listed::Waiting);
+    a.hold(volt.id(), &volt.listening());
+    soon(registered.listed(SOON)).await.unwrap();
+    let mut of_a = a.events();
+    soon(volt.shutdown()).await;
+    disconnected(&mut of_a, volt.id()).await;
+    until(|| registered.state() == Listed::Waiting).await;
+    let none = a.hold(nowhere.id(), &nowhere.listening());
+    let short = soon(none.announce("camera").start()).await;
+    assert!(matches!(short, Err(RegisterError::Refused(_))), "{short:?}");
+    drop(a);
+    let ended = soon(registered.listed(Duration::from_secs(1))).await;
+    assert!(ended.is_err());
+}
