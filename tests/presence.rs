@@ -6,11 +6,18 @@ mod support;
 use std::time::Duration;
 
 use futures_util::FutureExt;
+use quinn::{RecvStream, SendStream};
+use support::raw::{RawPeer, RawStreams, rest};
 use support::{SOON, closed, connected, disconnected, open_node, soon, until};
 use voltmesh::id::{NodeId, SecretKey};
 use voltmesh::node::Events;
 use voltmesh::policy::{Action, Effect, Pattern, Rule, Source, Subject};
+use voltmesh::proto::close::StreamCode;
+use voltmesh::proto::codec::{self, Decode, Message};
+use voltmesh::proto::directory::{Answer, Ask, Listing, Query, Scope, Told};
+use voltmesh::proto::frame::{Frames, put_message};
 use voltmesh::proto::status::Code;
+use voltmesh::proto::stream::Purpose;
 use voltmesh::service::{DiscoverError, Found, Listed, Mode, Presence, RegisterError, Registered, Watch};
 use voltmesh::{Event, Node, Service, Session};
 
@@ -296,25 +303,132 @@ async fn a_dropped_registration_is_withdrawn_and_may_be_made_again_at_once() {
     assert!(soon(at_volt.query("*").offline(true).discover()).await.unwrap().is_empty());
 }
 
+/// Asks something of the directory on the stream with this number.
+async fn ask(session: &RawStreams, stream: u64, ask: &Ask) -> (SendStream, RecvStream) {
+    let mut bytes = session.head(stream);
+    bytes.push(Purpose::Directory as u8);
+    put_message(&mut bytes, ask);
+    session.open(&bytes).await
+}
+
+/// The next message on a stream.
+async fn message<M: Message + Decode<()>>(recv: &mut RecvStream) -> M {
+    let mut frames = Frames::new(M::LIMIT);
+    loop {
+        if let Some(frame) = frames.next_frame().unwrap() {
+            return codec::decode(&frame).unwrap();
+        }
+        // One byte at a time: what follows is for the next one who reads.
+        let chunk = soon(recv.read_chunk(1, true)).await.unwrap().expect("the stream goes on");
+        frames.push(chunk.bytes);
+    }
+}
+
+fn listing(name: impl Into<String>) -> Listing {
+    Listing { name: name.into(), mode: Mode::Public, metadata: Vec::new(), description: Vec::new() }
+}
+
+fn refusal(answer: Answer) -> Code {
+    match answer {
+        Answer::Refused(status) => status.code,
+        Answer::Done => panic!("it is listed"),
+    }
+}
+
 #[tokio::test]
-async fn one_registration_more_than_a_session_may_have_is_refused() {
+async fn one_registration_or_watch_more_than_a_session_may_have_is_refused() {
+    let volt = volt().await;
+    let session = RawPeer::plain().greet(&volt).await.answering();
+    let mut kept = Vec::new();
+    let mut streams = (2u64..).step_by(2);
+    for n in 0..256 {
+        let (send, mut recv) = ask(&session, streams.next().unwrap(), &Ask::Register(listing(format!("s{n}")))).await;
+        assert_eq!(message::<Answer>(&mut recv).await, Answer::Done);
+        kept.push((send, recv));
+    }
+    let (_send, mut recv) = ask(&session, streams.next().unwrap(), &Ask::Register(listing("last"))).await;
+    assert_eq!(refusal(message(&mut recv).await), Code::ResourceExhausted);
+    // One of those there may say something else, and make room.
+    let (mut send, mut recv) = kept.pop().unwrap();
+    let mut other = Vec::new();
+    put_message(&mut other, &Listing { metadata: vec![("k".into(), vec![1])], ..listing("s255") });
+    send.write_all(&other).await.unwrap();
+    assert_eq!(message::<Answer>(&mut recv).await, Answer::Done);
+    assert_eq!(volt.directory().discover("s255").await.unwrap()[0].value("k"), Some(&[1][..]));
+    send.finish().unwrap();
+    until(|| volt.directory().discover("s255").now_or_never().unwrap().unwrap().is_empty()).await;
+    let (_send, mut recv) = ask(&session, streams.next().unwrap(), &Ask::Register(listing("last"))).await;
+    assert_eq!(message::<Answer>(&mut recv).await, Answer::Done);
+    // And so with watches.
+    let query = Query { pattern: "nothing".into(), offline: false, scope: Scope::All };
+    let mut watches = Vec::new();
+    for _ in 0..64 {
+        let (send, mut recv) = ask(&session, streams.next().unwrap(), &Ask::Watch(query.clone())).await;
+        assert_eq!(message::<Told>(&mut recv).await, Told::Current);
+        watches.push((send, recv));
+    }
+    let (_send, mut recv) = ask(&session, streams.next().unwrap(), &Ask::Watch(query.clone())).await;
+    assert!(matches!(message(&mut recv).await, Told::Refused(status) if status.code == Code::ResourceExhausted));
+    let (_send, mut recv) = ask(&session, streams.next().unwrap(), &Ask::Discover(query)).await;
+    assert_eq!(message::<Told>(&mut recv).await, Told::Current);
+}
+
+#[tokio::test]
+async fn nonsense_on_a_stream_of_the_directory_ends_that_stream_only() {
+    let volt = volt().await;
+    let session = RawPeer::plain().greet(&volt).await.answering();
+    for (stream, nonsense) in [(2, &b"\x01\xff"[..]), (4, b"\xff\xff\xff\xff\xff\xff\xff\xff"), (6, b"\x02\x00\x00")] {
+        let mut bytes = session.head(stream);
+        bytes.push(Purpose::Directory as u8);
+        bytes.extend_from_slice(nonsense);
+        let (_send, mut recv) = session.open(&bytes).await;
+        assert_eq!(rest(&mut recv).await.unwrap_err(), (StreamCode::Protocol as u32).into());
+    }
+    let (mut send, mut recv) = ask(&session, 8, &Ask::Register(listing("camera"))).await;
+    assert_eq!(message::<Answer>(&mut recv).await, Answer::Done);
+    let mut renamed = Vec::new();
+    put_message(&mut renamed, &listing("lamp"));
+    send.write_all(&renamed).await.unwrap();
+    assert_eq!(refusal(message(&mut recv).await), Code::InvalidArgument);
+    assert!(volt.directory().discover("*").await.unwrap().is_empty());
+    let (_send, mut recv) = ask(&session, 10, &Ask::Register(listing("volt"))).await;
+    assert_eq!(refusal(message(&mut recv).await), Code::InvalidArgument);
+    let (_send, mut recv) =
+        ask(&session, 12, &Ask::Discover(Query { pattern: "a**".into(), offline: false, scope: Scope::All })).await;
+    assert!(matches!(message(&mut recv).await, Told::Refused(status) if status.code == Code::InvalidArgument));
+}
+
+#[tokio::test]
+async fn a_watcher_that_does_not_read_is_told_so_and_then_what_is_right() {
+    const CHANGES: usize = 700;
     let volt = volt().await;
     let (a, at_volt) = peer(&volt).await;
-    let mut kept = Vec::new();
-    for n in 0..256 {
-        kept.push(at_volt.announce(format!("s{n}")).service(service("s")).begin().unwrap());
+    let words = "x".repeat(60_000);
+    let version = |n: usize| service("camera").version(format!("{n}")).describe(words.clone());
+    let served = a.serve(version(0)).unwrap();
+    let _registered = soon(at_volt.announce("camera").start()).await.unwrap();
+    let (_b, from_b) = peer(&volt).await;
+    let mut watch = soon(from_b.watch("*")).await.unwrap();
+    let described = |found: &Found| found.service().unwrap().version;
+    for n in 1..=CHANGES {
+        served.replace(version(n)).unwrap();
+        let now = || volt.directory().discover("*").now_or_never().unwrap().unwrap();
+        until(|| described(&now()[0]) == n.to_string()).await;
     }
-    for registered in &mut kept {
-        soon(registered.listed(SOON)).await.unwrap();
+    let (mut seen, mut missed) = (0, 0);
+    while seen < CHANGES {
+        match soon(watch.next()).await.unwrap() {
+            Presence::Online(found) => assert_eq!(described(&found), "0"),
+            Presence::Changed(found) => {
+                let now: usize = described(&found).parse().unwrap();
+                assert!(now == seen + 1 || (missed > 0 && now > seen), "{now} after {seen}");
+                seen = now;
+            }
+            Presence::Missed => missed += 1,
+            other => panic!("{other:?}"),
+        }
     }
-    // This node itself serves no more than that, so one of them is served no longer.
-    let served = kept.pop().unwrap();
-    drop(served);
-    until(|| volt.directory().discover("*").now_or_never().unwrap().unwrap().len() == 255).await;
-    let last = a.serve(service("last")).unwrap();
-    let _again = soon(at_volt.announce("last").start()).await.unwrap();
-    drop(last);
-    assert_eq!(soon(at_volt.discover("s*")).await.unwrap().len(), 255);
+    assert_eq!(missed, 1);
 }
 
 #[tokio::test]
