@@ -18,7 +18,7 @@ use voltmesh::proto::directory::{Answer, Ask, Listing, Query, Scope, Told};
 use voltmesh::proto::frame::{Frames, put_message};
 use voltmesh::proto::status::Code;
 use voltmesh::proto::stream::Purpose;
-use voltmesh::service::{DiscoverError, Found, Listed, Mode, Presence, RegisterError, Registered, Watch};
+use voltmesh::service::{DiscoverError, Found, Listed, Mirror, Mode, Presence, RegisterError, Registered, Watch};
 use voltmesh::{Event, Node, Service, Session};
 
 fn rule(effect: Effect, who: Subject, action: Action, resource: &str) -> Rule {
@@ -497,6 +497,51 @@ async fn what_is_served_otherwise_is_listed_otherwise() {
     assert_eq!(next(&mut watch).await, "+camera");
     drop(registered);
     assert_eq!(next(&mut watch).await, "-camera");
+}
+
+#[tokio::test]
+async fn what_is_registered_elsewhere_is_mirrored_one_hop_and_as_long_as_that_is_there() {
+    let (first, second, third) = (volt().await, volt().await, volt().await);
+    let (a, at_first) = peer(&first).await;
+    let _camera = register(&at_first, "camera").await;
+    let hidden = at_first.announce("hidden").service(service("hidden")).mode(Mode::Trusted).start();
+    let _hidden = soon(hidden).await.unwrap();
+    let own = first.serve(service("own")).unwrap();
+    let to_first = soon(second.connect(first.ticket())).await.unwrap();
+    let to_second = soon(third.connect(second.ticket())).await.unwrap();
+    let mut of_second = second.events();
+    let mirror = Mirror::of(&to_first).unwrap();
+    let _further = Mirror::of(&to_second).unwrap();
+    let (_b, from_b) = peer(&second).await;
+    let mut watch = soon(from_b.watch("*")).await.unwrap();
+    assert_eq!(next(&mut watch).await, "+camera");
+    let found = one(&from_b, "*").await;
+    assert_eq!((found.provider, found.at, found.online), (a.id(), Some(first.id()), true));
+    assert_eq!(found.service().unwrap().version, "1.2");
+    assert!(found.addresses.contains(&a.listening()[0]));
+    // Comes and goes with its provider …
+    first.session(a.id()).unwrap().close();
+    assert_eq!((next(&mut watch).await, next(&mut watch).await), ("-camera".into(), "+camera".into()));
+    let lamp = register(&at_first, "lamp").await;
+    assert_eq!(next(&mut watch).await, "+lamp");
+    drop(lamp);
+    assert_eq!((next(&mut watch).await, next(&mut watch).await), ("-lamp".into(), "xlamp".into()));
+    // … and with the session that tells of it, on the next one at once when it is up.
+    first.session(second.id()).unwrap().close();
+    disconnected(&mut of_second, first.id()).await;
+    assert_eq!(next(&mut watch).await, "-camera");
+    connected(&mut of_second, first.id()).await;
+    assert_eq!(next(&mut watch).await, "+camera");
+    assert_eq!(second.directory().discover("*").await.unwrap().len(), 1);
+    // What was registered with the third's neighbour only passes on: what that one mirrors, not.
+    let (_c, at_second) = peer(&second).await;
+    let _direct = register(&at_second, "direct").await;
+    let mut far = third.directory().watch("*").await.unwrap();
+    assert_eq!(next(&mut far).await, "+direct");
+    assert_eq!(far.next().now_or_never(), None);
+    assert_eq!(next(&mut watch).await, "+direct");
+    drop((mirror, own));
+    assert_eq!((next(&mut watch).await, next(&mut watch).await), ("-camera".into(), "xcamera".into()));
 }
 
 #[tokio::test]

@@ -21,7 +21,7 @@ pub use call::{Call, CallReceiver, CallSender};
 pub use context::Context;
 pub use describe::{DESCRIBE, MethodDescription, ServiceDescription};
 pub use directory::{
-    Announce, Directory, DiscoverError, Found, Listed, Mode, Presence, RegisterError, Registered, Search, Watch,
+    Announce, Directory, DiscoverError, Found, Listed, Mirror, Mode, Presence, RegisterError, Registered, Search, Watch,
 };
 pub use error::{CallError, Outcome};
 pub use message::{Receiver, Sender};

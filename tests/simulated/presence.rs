@@ -14,7 +14,9 @@ use voltmesh::{Event, Node, Service};
 
 use crate::support::*;
 
-const [VOLT, PROVIDER, WATCHER]: [u8; 3] = [1, 2, 3];
+const VOLT: u8 = 1;
+const PROVIDER: u8 = 2;
+const WATCHER: u8 = 3;
 
 async fn node(network: &SimNetwork, host: u8, key: &SecretKey) -> Node {
     let rule = |action| Rule::new(Effect::Permit, Subject::Anyone, action, "*".parse().unwrap(), Source::Config).unwrap();

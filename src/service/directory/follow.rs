@@ -30,6 +30,11 @@ impl Follower {
         Self { known: BTreeMap::new(), anew: None, weight: 0, offline }
     }
 
+    /// What is there, as far as it was told.
+    pub fn known(&self) -> impl Iterator<Item = &Found> {
+        self.known.values()
+    }
+
     /// Everything will be told anew.
     pub fn begin(&mut self) {
         self.weight = self.known.values().map(Found::weight).sum();

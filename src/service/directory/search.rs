@@ -48,12 +48,6 @@ impl Search {
         self
     }
 
-    /// Only what may be shown elsewhere.
-    pub(crate) fn to_mirror(mut self) -> Self {
-        self.query.scope = Scope::Mirror;
-        self
-    }
-
     /// What is there now, by name. At a peer it takes at most as long as a call (30 s). Cancel-safe.
     ///
     /// # Errors

@@ -19,6 +19,7 @@ use super::talk::{Talk, TalkEnd};
 use super::tell::{Ear, Gone, Teller};
 use crate::id::NodeId;
 use crate::proto::codec::Message;
+use crate::proto::control::SessionId;
 use crate::proto::directory::{Ask, Query, Told};
 use crate::proto::limits;
 use crate::service::providers::{Heard, Source};
@@ -75,7 +76,13 @@ impl Drop for Watch {
 
 /// Of each provider, the ways by which it is listed, and whether it is online by them: one is enough.
 #[derive(Default)]
-struct Ways(BTreeMap<NodeId, (BTreeSet<Option<NodeId>>, BTreeSet<Option<NodeId>>)>);
+struct Ways(BTreeMap<NodeId, Way>);
+
+#[derive(Default)]
+struct Way {
+    listed: BTreeSet<Option<NodeId>>,
+    online: BTreeSet<Option<NodeId>>,
+}
 
 impl Ways {
     fn heard(&mut self, presence: Presence) -> Vec<Heard> {
@@ -85,7 +92,7 @@ impl Ways {
             return Vec::new();
         };
         let (id, at) = (found.provider, found.at);
-        let (listed, online) = self.0.entry(id).or_default();
+        let Way { listed, online } = self.0.entry(id).or_default();
         listed.insert(at);
         if found.online {
             online.insert(at)
@@ -137,8 +144,16 @@ pub(super) fn begin(
     let (to, news) = mpsc::channel(NEWS);
     let (first, asked) = oneshot::channel();
     let reader = ToReader { to, follower: Follower::new(query.offline) };
-    let task = directory.runtime().spawn(follow(peer, query, reader, first)).abort_handle();
+    let task = directory.runtime().spawn(follow(peer, query, reader, Some(first))).abort_handle();
     (Watch { news, task }, asked)
+}
+
+/// Whoever follows a peer's directory.
+pub(super) trait Reader: Send + 'static {
+    /// What it knows.
+    fn follower(&mut self) -> &mut Follower;
+    /// Takes in what happened, as it was told on this session; waits while there is no room.
+    fn tell(&mut self, session: SessionId, news: Vec<News>) -> impl Future<Output = Result<(), Gone>> + Send;
 }
 
 /// Whoever reads the watch.
@@ -147,8 +162,18 @@ struct ToReader {
     follower: Follower,
 }
 
+impl Reader for ToReader {
+    fn follower(&mut self) -> &mut Follower {
+        &mut self.follower
+    }
+
+    async fn tell(&mut self, _session: SessionId, news: Vec<News>) -> Result<(), Gone> {
+        self.pass_on(news).await
+    }
+}
+
 impl ToReader {
-    async fn tell(&mut self, news: Vec<News>) -> Result<(), Gone> {
+    async fn pass_on(&mut self, news: Vec<News>) -> Result<(), Gone> {
         for news in news {
             self.to.send(news).await.map_err(|_| Gone)?;
         }
@@ -160,7 +185,7 @@ impl Ear for ToReader {
     async fn hear(&mut self, told: Vec<Told>) -> Result<(), Gone> {
         for told in told {
             let news = self.follower.hear(told).map_err(|_| Gone)?;
-            self.tell(news).await?;
+            self.pass_on(news).await?;
         }
         Ok(())
     }
@@ -176,8 +201,12 @@ enum Ended {
 }
 
 /// Follows a peer's directory from session to session, until nobody reads.
-async fn follow(mut peer: Dependent, query: Query, mut reader: ToReader, first: oneshot::Sender<Result<(), DiscoverError>>) {
-    let mut first = Some(first);
+pub(super) async fn follow(
+    mut peer: Dependent,
+    query: Query,
+    mut reader: impl Reader,
+    mut first: Option<oneshot::Sender<Result<(), DiscoverError>>>,
+) {
     let mut done = None;
     loop {
         let Some(attached) = peer.session_other_than(done.take()).await else { return };
@@ -191,7 +220,7 @@ async fn follow(mut peer: Dependent, query: Query, mut reader: ToReader, first: 
                 Err(StreamError::Session(_)) => return Ok(Ended::SessionOver),
                 Err(_) => return Ok(Ended::Broken(DiscoverError::NoAnswer)),
             };
-            reader.follower.begin();
+            reader.follower().begin();
             let mut talk = Talk::new(recv, Told::LIMIT, Share::Answers);
             loop {
                 let told = match talk.next().await {
@@ -201,7 +230,7 @@ async fn follow(mut peer: Dependent, query: Query, mut reader: ToReader, first: 
                     Err(TalkEnd::There) => return Ok(Ended::Broken(DiscoverError::NoAnswer)),
                     Err(TalkEnd::Nonsense(why)) => return Ok(Ended::Broken(DiscoverError::Answer(why))),
                 };
-                let news = match reader.follower.hear(told) {
+                let news = match reader.follower().hear(told) {
                     Ok(news) => news,
                     Err(why) => return Ok(Ended::Broken(DiscoverError::Answer(why.into()))),
                 };
@@ -209,7 +238,7 @@ async fn follow(mut peer: Dependent, query: Query, mut reader: ToReader, first: 
                     peer.settle(session);
                     first.take().into_iter().for_each(|first| drop(first.send(Ok(()))));
                 }
-                reader.tell(news).await?;
+                reader.tell(session, news).await?;
             }
         };
         match ended.await {
@@ -225,7 +254,7 @@ async fn follow(mut peer: Dependent, query: Query, mut reader: ToReader, first: 
                 if let Some(first) = first.take() {
                     return drop(first.send(Err(error)));
                 }
-                if reader.tell(vec![Presence::Missed.into()]).await.is_err() {
+                if reader.tell(session, vec![Presence::Missed.into()]).await.is_err() {
                     return;
                 }
                 let _ = tokio::time::timeout(ASK_AGAIN, peer.session_other_than(Some(session))).await;

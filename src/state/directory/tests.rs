@@ -87,9 +87,11 @@ struct Model {
     /// The number of each peer's last session.
     last: HashMap<u8, u8>,
     present: HashMap<NodeId, (SessionId, bool)>,
-    /// On what it hangs, whether it is claimed, its words, the number of its registration.
-    entries: BTreeMap<Key, (Option<(NodeId, SessionId)>, bool, Arc<Listing>, u64)>,
+    entries: BTreeMap<Key, Modelled>,
 }
+
+/// On what it hangs, whether it is claimed, its words, the number of its registration.
+type Modelled = (Option<(NodeId, SessionId)>, bool, Arc<Listing>, u64);
 
 impl Model {
     fn session(&self, peer: u8, before: u8) -> SessionId {
