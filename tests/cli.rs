@@ -5,12 +5,11 @@ mod support;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::process::Stdio;
-use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use serde_json::{Value, json};
-use support::process::{Home, LONG, Running, failure, read_to_end, text};
+use support::process::{Home, Running, failure, read_to_end, text};
 
 /// B lets A call everything, and A is connected with it under the name `bob`.
 fn connected() -> (Home, Running, Home, Running) {

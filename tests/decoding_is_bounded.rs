@@ -7,10 +7,12 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use bytes::Bytes;
 use serde::{Deserialize, de::DeserializeOwned};
+use voltmesh::id::NodeId;
 use voltmesh::proto::body::{self, ContentType};
 use voltmesh::proto::call::{Header, Shape};
 use voltmesh::proto::codec::{self, Decode, Message};
 use voltmesh::proto::control::{Attach, BootId, Control, Hello, LiveStream, Profile, Progress, Role, Run, SessionId};
+use voltmesh::proto::directory::{Answer, Ask, Found, Listing, Mode, Query, Scope, Told};
 use voltmesh::proto::frame::Frames;
 use voltmesh::proto::status::{Code, Status};
 
@@ -89,12 +91,12 @@ fn hostile(good: &[u8]) -> Vec<Vec<u8>> {
     all
 }
 
-// Our own messages: no list sets aside more than `codec::MEMORY_PER_BYTE` for each byte that came.
+// Our own messages: no list sets aside more than `codec::MEMORY_PER_BYTE` for each byte that came; text and bytes come on top.
 
 fn messages_stay_within_bounds<M: Message>(good: &M, decode: impl Fn(&[u8])) {
     for bytes in hostile(&codec::encode(good)) {
         let most = most_held(|| decode(&bytes));
-        let bound = codec::MEMORY_PER_BYTE * bytes.len() + 64;
+        let bound = (codec::MEMORY_PER_BYTE + 1) * bytes.len() + 64;
         assert!(most <= bound, "{}: {most} bytes held for {} ({:?}…)", M::NAME, bytes.len(), &bytes[..bytes.len().min(32)]);
     }
 }
@@ -142,6 +144,32 @@ fn a_call_header_or_status_takes_memory_for_what_arrived_only() {
     };
     messages_stay_within_bounds(&header, |bytes| drop(codec::decode_borrowed::<Header<'_>>(bytes)));
     messages_stay_within_bounds(&Status { details: vec![1, 2], ..Status::new(Code::NotFound, "no") }, owned::<Status>);
+}
+
+#[test]
+fn a_message_of_the_directory_takes_memory_for_what_arrived_only() {
+    let who = NodeId::from_bytes([7; 32]);
+    let metadata = vec![("key".into(), vec![1, 2]), (String::new(), vec![])];
+    let mode = Mode::Private(vec![who; 2]);
+    let listing = Listing { name: "camera".into(), mode, metadata: metadata.clone(), description: b"{}".to_vec() };
+    let found = Found {
+        name: "camera".into(),
+        provider: who,
+        at: Some(who),
+        online: true,
+        epoch: 300,
+        mode: Some(Mode::Private(vec![who; 2])),
+        addresses: vec!["192.0.2.1:8658".parse().unwrap(); 2],
+        metadata,
+        description: b"{}".to_vec(),
+    };
+    messages_stay_within_bounds(&listing, owned::<Listing>);
+    messages_stay_within_bounds(&Ask::Register(listing.clone()), owned::<Ask>);
+    messages_stay_within_bounds(&Ask::Watch(Query { pattern: "*".into(), offline: true, scope: Scope::Mirror }), owned::<Ask>);
+    messages_stay_within_bounds(&Answer::Refused(Status::new(Code::NotFound, "no")), owned::<Answer>);
+    messages_stay_within_bounds(&Told::Entry(found), owned::<Told>);
+    let gone = Told::Withdrawn { name: "camera".into(), provider: who, at: None };
+    messages_stay_within_bounds(&gone, owned::<Told>);
 }
 
 // Bodies: `body::MEMORY_PER_BYTE` and `body::MEMORY_BASE` count items as they lie in memory. A vector or table that grows may

@@ -182,10 +182,14 @@ impl Builder {
             limits: config.limits.clone(),
         };
         let runtime = tokio::runtime::Handle::try_current().ok().filter(is_multi_thread);
-        let server = Arc::new(Server::new(registry.clone(), runtime, config.limits.call_deadline_max));
+        let server = {
+            let (registry, network) = (registry.clone(), network.handle().clone());
+            Arc::new(Server::new(own.id, registry, runtime, network, config.limits.call_deadline_max))
+        };
         let wires = Arc::new(kept.wires(&network).await?);
         let doors = Doors { server: server.clone(), wires: wires.clone() };
         let (hub, tasks) = Hub::new(own, endpoint, rules.handle().clone(), Arc::new(doors));
+        server.directory().tell_to(hub.teller());
         let (home, store, lock) = (kept.home, kept.store, kept.lock);
         let before = Before { peers: kept.stored_peers, sessions: kept.sessions };
         let parts = Parts { hub, rules, registry, server, wires, network, home, store, lock, watch_network, before };

@@ -22,7 +22,7 @@ impl Acceptor for Doors {
 
     fn stream(&self, purpose: Purpose, mut send: StreamSend, mut recv: StreamRecv) -> Serving {
         match purpose {
-            Purpose::Directory => self.server.directory(send, recv),
+            Purpose::Directory => self.server.feed(send, recv),
             Purpose::Wire => self.wires.serve(send, recv),
             Purpose::Call | Purpose::Session => Box::pin(async move {
                 send.reset(StreamCode::Kind);

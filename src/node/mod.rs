@@ -296,6 +296,11 @@ impl Node {
         self.0.wires.remove(name).await
     }
 
+    /// What is listed at this node: its own services, and those its peers have registered here. For its owner, who sees everything.
+    pub fn directory(&self) -> crate::service::Directory {
+        self.0.server.directory().clone()
+    }
+
     /// All peers this node wants, knows by name, or has a session with.
     ///
     /// # Errors

@@ -193,6 +193,20 @@ impl Policy {
             .map_or_else(Decision::unknown, |rule| Decision::by(Verdict::Permit, rule))
     }
 
+    /// Whether this node's owner knows `who`: a rule that permits something is about that node or a group it is in, or this node
+    /// dials it. Rules about everyone make nobody trusted, and whoever is denied `connect` is not.
+    pub fn is_trusted(&self, who: &NodeId) -> bool {
+        if self.find(who, Action::Connect, Effect::Deny, None).is_some() {
+            return false;
+        }
+        let groups = self.groups_of.get(who).into_iter().flatten().map(|group| Key::Group(*group));
+        let mut keys = std::iter::once(Key::Node(*who)).chain(groups);
+        let permits = |at: &usize| self.rules[*at].effect() == Effect::Permit;
+        let named =
+            |key| Action::ALL.iter().any(|action| self.index.get(&(key, *action)).is_some_and(|at| at.iter().any(permits)));
+        self.dialled.contains(who) || keys.any(named)
+    }
+
     /// The rules, each once, in a fixed order: those about single nodes, about groups, about everyone.
     pub fn rules(&self) -> impl Iterator<Item = &Rule> {
         self.rules.iter().map(Arc::as_ref)

@@ -71,6 +71,14 @@ fn deny_wins_over_a_more_exact_permit() {
 }
 
 #[test]
+fn trusted_is_whom_a_permit_names_or_whom_the_node_dials_unless_denied() {
+    let rules = ["allow @friends discover x", "allow 3 call a/b", "allow * connect", "deny 4 call *", "deny 2 connect"];
+    let policy = Policy::new(PolicyInput { dialled: BTreeSet::from([node(5), node(2)]), ..input(&rules) }).unwrap();
+    let trusted: Vec<_> = (1..7).filter(|n| policy.is_trusted(&node(*n))).collect();
+    assert_eq!(trusted, [1, 3, 5]);
+}
+
+#[test]
 fn a_group_means_its_members() {
     let policy = policy(&["allow @friends call *"]);
     assert!(policy.decide(&node(2), Action::Call, "a/b").is_permit());

@@ -217,7 +217,7 @@ fn check_live(live: &[LiveStream]) -> Result<(), &'static str> {
     Ok(())
 }
 
-fn check_addresses(addresses: &[SocketAddr]) -> Result<(), &'static str> {
+pub(super) fn check_addresses(addresses: &[SocketAddr]) -> Result<(), &'static str> {
     if addresses.len() > limits::ADDRESSES {
         return Err("too many addresses");
     }

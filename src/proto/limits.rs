@@ -28,6 +28,12 @@ pub const METADATA_ENTRIES: usize = 32;
 pub const METADATA_ENTRY_BYTES: usize = 4 * KIB;
 /// Longest idempotency key, in bytes.
 pub const IDEMPOTENCY_KEY_BYTES: usize = 64;
+/// Largest description of a service in a directory, in bytes of JSON.
+pub const DESCRIPTION_BYTES: usize = 64 * KIB;
+/// Most peers that a service in a directory names as those who may find it.
+pub const PRIVATE_PEERS: usize = 256;
+/// Largest message about one service of a directory, in bytes: description, metadata, names, and the rest.
+pub const LISTING_BYTES: usize = 256 * KIB;
 /// Most addresses a hello or a ticket names.
 pub const ADDRESSES: usize = 16;
 /// Most relays a ticket names.
@@ -86,6 +92,26 @@ pub const SESSION_KEPT_BYTES: usize = 64 * MIB;
 
 /// Streams of one session, in each direction, that are no calls: registrations, watches, feeds of wires.
 pub const FEEDS: usize = 512;
+/// Services that one peer registers in a directory.
+pub const REGISTRATIONS: usize = 256;
+/// Bytes of what one peer registers.
+pub const PROVIDER_LISTING_BYTES: usize = 4 * MIB;
+/// Services that are mirrored from one other directory.
+pub const MIRRORED: usize = 4_096;
+/// Bytes of what is mirrored from one other directory.
+pub const MIRRORED_BYTES: usize = 16 * MIB;
+/// Bytes of what a directory lists, of all peers together.
+pub const DIRECTORY_BYTES: usize = 64 * MIB;
+/// Services that are offline and still listed; beyond these the ones that have been for longest are forgotten.
+pub const OFFLINE_LISTED: usize = 4_096;
+/// Changes of a directory that are kept for watchers that are slow; whoever is behind by more is told everything anew.
+pub const DIRECTORY_CHANGES: usize = 1_024;
+/// Bytes of listings kept with those changes.
+pub const DIRECTORY_CHANGES_BYTES: usize = 16 * MIB;
+/// Watches of a directory that one session has.
+pub const WATCHES: usize = 64;
+/// Entries that all watchers of a directory were told of, each counted once for each watcher.
+pub const WATCHED_ENTRIES: usize = 4_000_000;
 /// Wires of a node.
 pub const WIRES: usize = 4_096;
 /// Bytes in memory for all wires of a node.
@@ -137,6 +163,8 @@ pub const PROGRESS_WITHIN: Duration = Duration::from_millis(25);
 pub const PROGRESS_BYTES: usize = 256 * KIB;
 /// … or so many streams are over.
 pub const PROGRESS_STREAMS: usize = 128;
+/// A service that is offline stays listed for this long.
+pub const OFFLINE_LISTED_FOR: Duration = Duration::from_secs(24 * 3_600);
 /// First ceiling of the time between two attempts to dial.
 pub const BACKOFF_FIRST: Duration = Duration::from_millis(100);
 /// Largest ceiling of the time between two attempts to dial.

@@ -13,12 +13,12 @@ use super::limits;
 use super::status::{Code, Status};
 use super::stream::{Head, Purpose};
 
-const V4: &[u8] = &[0, 192, 0, 2, 1, 251, 0xd2, 0x21];
+pub(super) const V4: &[u8] = &[0, 192, 0, 2, 1, 251, 0xd2, 0x21];
 const V6: &[u8] = &[1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 250];
 const BOOT: BootId = BootId([0xb0; 16]);
 const SESSION: SessionId = SessionId([0x5e; 16]);
 
-fn v4() -> SocketAddr {
+pub(super) fn v4() -> SocketAddr {
     SocketAddr::new(IpAddr::from([192, 0, 2, 1]), 8658)
 }
 
@@ -148,7 +148,10 @@ fn statuses() -> Vec<(Status, Vec<u8>)> {
 }
 
 /// The golden bytes are the message, each part of them is refused, and one flipped bit makes another message or none.
-fn holds<M: Message + PartialEq + Debug>(cases: Vec<(M, Vec<u8>)>, read: impl Fn(&[u8]) -> Result<Vec<u8>, DecodeError>) {
+pub(super) fn holds<M: Message + PartialEq + Debug>(
+    cases: Vec<(M, Vec<u8>)>,
+    read: impl Fn(&[u8]) -> Result<Vec<u8>, DecodeError>,
+) {
     for (message, golden) in cases {
         assert_eq!(encode(&message), golden, "{message:?}");
         assert_eq!(read(&golden).as_ref(), Ok(&golden), "{message:?}");
@@ -166,7 +169,7 @@ fn holds<M: Message + PartialEq + Debug>(cases: Vec<(M, Vec<u8>)>, read: impl Fn
     }
 }
 
-fn read<M: Message + Decode<()>>(bytes: &[u8]) -> Result<Vec<u8>, DecodeError> {
+pub(super) fn read<M: Message + Decode<()>>(bytes: &[u8]) -> Result<Vec<u8>, DecodeError> {
     decode::<M>(bytes).map(|message| encode(&message))
 }
 

@@ -5,7 +5,9 @@ use serde::de::DeserializeOwned;
 
 use super::call::Call;
 use super::describe::{DESCRIBE, ServiceDescription};
+use super::directory::{Announce, DiscoverError, Found, RegisterError, Registered, Search, Watch};
 use super::error::CallError;
+use super::method::Service;
 use crate::proto::body::{BodyError, ContentType};
 use crate::session::Session;
 
@@ -42,6 +44,66 @@ impl Session {
     /// ```
     pub fn request<'a>(&'a self, method: &'a str) -> Call<'a> {
         Call::new(self, method)
+    }
+
+    /// Serves the service on this node and lists it at the peer, for as long as what is returned is kept: it is registered again on
+    /// each new session, before [`Event::Connected`](crate::Event::Connected) tells of that. Waits for the peer's answer, at most
+    /// as long as a call (30 s). Cancel-safe.
+    ///
+    /// # Errors
+    /// [`RegisterError`]. Nothing is kept then.
+    ///
+    /// ```no_run
+    /// # use voltmesh::Service;
+    /// # async fn example(volt: voltmesh::Session) -> Result<(), Box<dyn std::error::Error>> {
+    /// let camera = Service::new("camera").unary("snap", |_cx, _: ()| async move { Ok(vec![0u8; 16]) });
+    /// let registered = volt.register(camera).await?;
+    /// # Ok(()) }
+    /// ```
+    pub async fn register(&self, service: Service) -> Result<Registered, RegisterError> {
+        Announce::new(self, service.name().to_owned(), Some(service)).start().await
+    }
+
+    /// Lists a service at the peer that this node serves already under this name, or is [given](Announce::service); with who may
+    /// find it and what is said of it to be chosen.
+    pub fn announce(&self, name: impl Into<String>) -> Announce {
+        Announce::new(self, name.into(), None)
+    }
+
+    /// The services that are online at the peer and that it shows to this node, by name. In the pattern `*` stands for any text.
+    /// At most as long as a call (30 s). Cancel-safe.
+    ///
+    /// # Errors
+    /// [`DiscoverError`].
+    pub async fn discover(&self, pattern: &str) -> Result<Vec<Found>, DiscoverError> {
+        self.query(pattern).discover().await
+    }
+
+    /// Watches the services at the peer that it shows to this node; see [`Watch`]. Cancel-safe.
+    ///
+    /// # Errors
+    /// [`DiscoverError`].
+    ///
+    /// ```no_run
+    /// # use voltmesh::service::Presence;
+    /// # async fn example(volt: voltmesh::Session) -> Result<(), Box<dyn std::error::Error>> {
+    /// let mut cameras = volt.watch("camera*").await?;
+    /// while let Some(presence) = cameras.next().await {
+    ///     match presence {
+    ///         Presence::Online(found) => println!("{} is online at {}", found.name, found.provider),
+    ///         Presence::Offline(found) => println!("{} is offline", found.name),
+    ///         _ => {}
+    ///     }
+    /// }
+    /// # Ok(()) }
+    /// ```
+    pub async fn watch(&self, pattern: &str) -> Result<Watch, DiscoverError> {
+        self.query(pattern).watch().await
+    }
+
+    /// Looks for services at the peer, with what is looked for to be chosen.
+    pub fn query(&self, pattern: &str) -> Search {
+        Search::at(self, pattern)
     }
 
     /// What the peer offers to this node: its services, their methods and schemas.

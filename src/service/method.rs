@@ -102,6 +102,10 @@ impl Service {
         &self.name
     }
 
+    pub(super) fn named(self, name: &str) -> Self {
+        Self { name: name.to_owned(), ..self }
+    }
+
     /// The version it describes itself with; any text.
     pub fn version(mut self, version: impl Into<String>) -> Self {
         self.version = version.into();

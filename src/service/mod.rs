@@ -6,6 +6,7 @@ mod caller;
 mod context;
 mod dedupe;
 mod describe;
+mod directory;
 mod error;
 mod item;
 mod message;
@@ -19,6 +20,9 @@ mod serve;
 pub use call::{Call, CallReceiver, CallSender};
 pub use context::Context;
 pub use describe::{DESCRIBE, MethodDescription, ServiceDescription};
+pub use directory::{
+    Announce, Directory, DiscoverError, Found, Listed, Mirror, Mode, Presence, RegisterError, Registered, Search, Watch,
+};
 pub use error::{CallError, Outcome};
 pub use message::{Receiver, Sender};
 pub use method::Service;

@@ -1,13 +1,15 @@
 //! What this node serves: services by name, methods by `service/method`. Changes take effect for the next call.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, OnceLock, RwLock};
+
+use tokio::sync::watch;
 
 use super::describe::ServiceDescription;
 use super::method::{Handler, Method, Service};
 use super::run::Place;
 use crate::proto::call::Shape;
-use crate::proto::limits;
+use crate::proto::directory::is_name;
 use crate::proto::status::{Code, Status};
 
 /// Services a node serves at once.
@@ -33,7 +35,18 @@ pub enum ServiceError {
 
 /// What a node serves. Clones share it.
 #[derive(Clone, Debug, Default)]
-pub struct Registry(Arc<RwLock<BTreeMap<String, Entry>>>);
+pub struct Registry(Arc<Inner>);
+
+#[derive(Default)]
+struct Inner {
+    services: RwLock<BTreeMap<String, Entry>>,
+    /// Told of each change, in order.
+    observer: OnceLock<Observer>,
+    changes: watch::Sender<u64>,
+}
+
+/// Gets the name of a service, and what it is now; none if it is not served any more.
+type Observer = Box<dyn Fn(&str, Option<&ServiceDescription>) + Send + Sync>;
 
 #[derive(Debug)]
 struct Entry {
@@ -75,17 +88,38 @@ impl Registry {
             return Err(ServiceError::TooMany);
         }
         services.insert(name.clone(), entry);
+        self.0.changed(&services, &name);
         Ok(Registration { registry: self.clone(), name, is: registration })
     }
 
     /// What is served, by name, with the methods for which `allowed` says yes. A service of which none is allowed is left out.
     pub fn describe(&self, allowed: impl Fn(&str) -> bool) -> Vec<ServiceDescription> {
         let services = self.read();
-        let described = services.values().map(|entry| {
-            let methods = entry.methods.values().filter(|(path, _)| allowed(path)).map(|(_, method)| method);
-            ServiceDescription::new(&entry.service, methods)
-        });
+        let described = services.values().map(|entry| entry.describe(&allowed));
         described.filter(|service| !service.methods.is_empty()).collect()
+    }
+
+    /// What is served under this name, with the methods for which `allowed` says yes.
+    pub(super) fn describe_one(&self, name: &str, allowed: impl Fn(&str) -> bool) -> Option<ServiceDescription> {
+        self.read().get(name).map(|entry| entry.describe(allowed))
+    }
+
+    /// The methods of a service, each as `service/method`.
+    pub(super) fn methods(&self, name: &str) -> Vec<Arc<str>> {
+        self.read().get(name).map(|entry| entry.methods.values().map(|(path, _)| path.clone()).collect()).unwrap_or_default()
+    }
+
+    /// Tells of what is served, and from then on of each change. There is one observer, the first. It must not look here.
+    pub(super) fn observe(&self, observer: impl Fn(&str, Option<&ServiceDescription>) + Send + Sync + 'static) {
+        let services = self.write();
+        if self.0.observer.set(Box::new(observer)).is_ok() {
+            services.keys().for_each(|name| self.0.changed(&services, name));
+        }
+    }
+
+    /// Changes whenever something does.
+    pub(super) fn changes(&self) -> watch::Receiver<u64> {
+        self.0.changes.subscribe()
     }
 
     pub(super) fn lookup(&self, path: &str) -> Result<Lookup, Status> {
@@ -101,15 +135,36 @@ impl Registry {
     }
 
     fn read(&self) -> std::sync::RwLockReadGuard<'_, BTreeMap<String, Entry>> {
-        self.0.read().expect("nothing panics while it is held")
+        self.0.services.read().expect("nothing panics while it is held")
     }
 
     fn write(&self) -> std::sync::RwLockWriteGuard<'_, BTreeMap<String, Entry>> {
-        self.0.write().expect("nothing panics while it is held")
+        self.0.services.write().expect("nothing panics while it is held")
+    }
+}
+
+impl Inner {
+    /// Under the lock of the services, so that the observer is told in order.
+    fn changed(&self, services: &BTreeMap<String, Entry>, name: &str) {
+        if let Some(observer) = self.observer.get() {
+            observer(name, services.get(name).map(|entry| entry.describe(|_| true)).as_ref());
+        }
+        self.changes.send_modify(|changes| *changes += 1);
+    }
+}
+
+impl std::fmt::Debug for Inner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Registry").field("services", &self.services).finish_non_exhaustive()
     }
 }
 
 impl Entry {
+    fn describe(&self, allowed: impl Fn(&str) -> bool) -> ServiceDescription {
+        let methods = self.methods.values().filter(|(path, _)| allowed(path)).map(|(_, method)| method);
+        ServiceDescription::new(&self.service, methods)
+    }
+
     fn new(mut service: Service) -> Result<Self, ServiceError> {
         check_name(&service.name)?;
         let mut methods = BTreeMap::new();
@@ -135,6 +190,7 @@ impl Registration {
         let mut services = self.registry.write();
         if let Some(there) = services.get_mut(&self.name).filter(|there| Arc::ptr_eq(&there.registration, &self.is)) {
             *there = Entry { registration: self.is.clone(), ..entry };
+            self.registry.0.changed(&services, &self.name);
         }
         Ok(())
     }
@@ -150,13 +206,12 @@ impl Drop for Registration {
         let mut services = self.registry.write();
         if services.get(&self.name).is_some_and(|entry| Arc::ptr_eq(&entry.registration, &self.is)) {
             services.remove(&self.name);
+            self.registry.0.changed(&services, &self.name);
         }
     }
 }
 
 /// Whether this may name a service or a method.
 pub(super) fn check_name(name: &str) -> Result<(), ServiceError> {
-    let fine = (1..=limits::NAME_BYTES).contains(&name.len())
-        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-'));
-    if fine { Ok(()) } else { Err(ServiceError::Name(name.to_owned())) }
+    if is_name(name) { Ok(()) } else { Err(ServiceError::Name(name.to_owned())) }
 }

@@ -12,13 +12,14 @@ use tokio::time::Instant;
 use super::context::{Context, Parts};
 use super::dedupe::{self, Dedupe};
 use super::describe;
+use super::directory::{self, Directory, Peers};
 use super::item::{Charge, Items};
 use super::method::Incoming;
 use super::registry::{Lookup, Registry};
 use super::reply::{self, Reply};
 use super::run::Place;
+use crate::id::NodeId;
 use crate::proto::call::{Header, Shape};
-use crate::proto::close::StreamCode;
 use crate::proto::codec;
 use crate::proto::frame::Frames;
 use crate::proto::limits;
@@ -26,9 +27,11 @@ use crate::proto::status::{Code, Status};
 use crate::session::{Attached, Core, Serving, Share, StreamRecv, StreamSend};
 use crate::state::replay;
 
-/// Serves the calls of all peers.
+/// Serves the calls of all peers, and keeps the directory.
 pub(crate) struct Server {
     registry: Registry,
+    directory: Directory,
+    peers: Peers,
     shared: Arc<Shared>,
 }
 
@@ -70,13 +73,29 @@ pub struct ServerCounts {
 
 impl Server {
     /// Serves what is registered. `runtime`: where handlers go that are moved off the network's thread; without one, threads
-    /// are made when they are first needed.
-    pub fn new(registry: Registry, runtime: Option<Handle>, deadline_max: Duration) -> Self {
+    /// are made when they are first needed. `network`: the network's own.
+    pub fn new(own: NodeId, registry: Registry, runtime: Option<Handle>, network: Handle, deadline_max: Duration) -> Self {
+        let directory = Directory::new(own, registry.clone(), network);
         let counter = AtomicU64::default;
         let (calls, slow_polls, panics) = (counter(), counter(), counter());
         let (own, dedupe) = (OnceLock::new(), Dedupe::default());
         let shared = Shared { runtime, own, deadline_max, dedupe, calls, slow_polls, panics };
-        Self { registry, shared: Arc::new(shared) }
+        Self { registry, directory, peers: Peers::default(), shared: Arc::new(shared) }
+    }
+
+    /// What is served here.
+    pub fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
+    /// What is listed here.
+    pub fn directory(&self) -> &Directory {
+        &self.directory
+    }
+
+    /// Which peers are here.
+    pub(super) fn peers(&self) -> &Peers {
+        &self.peers
     }
 
     /// What was counted so far.
@@ -146,23 +165,27 @@ impl Server {
     }
 
     /// Serves a stream on which something is asked of the directory.
-    pub fn directory(&self, mut send: StreamSend, mut recv: StreamRecv) -> Serving {
-        Box::pin(async move {
-            send.reset(StreamCode::Kind);
-            recv.stop(StreamCode::Kind);
-        })
+    pub fn feed(&self, send: StreamSend, recv: StreamRecv) -> Serving {
+        directory::serve(self.directory.clone(), send, recv)
     }
 
-    /// A path carries this session, for the first time or again.
-    pub fn attached(&self, _attached: &Arc<Attached>, _resumed: bool) -> Option<Serving> {
-        None
+    /// A path carries this session, for the first time or again. The future ends when all is back that depends on it.
+    pub fn attached(&self, attached: &Arc<Attached>, resumed: bool) -> Option<Serving> {
+        self.directory.attached(attached);
+        self.peers.attached(attached, resumed)
     }
 
     /// No path carries this session.
-    pub fn detached(&self, _core: &Arc<Core>) {}
+    pub fn detached(&self, core: &Arc<Core>) {
+        self.peers.detached(core);
+        self.directory.detached(core);
+    }
 
     /// This session is over.
-    pub fn ended(&self, _core: &Arc<Core>) {}
+    pub fn ended(&self, core: &Arc<Core>) {
+        self.peers.detached(core);
+        self.directory.ended(core);
+    }
 }
 
 /// Finds what serves a call whose header is here.

@@ -6,6 +6,7 @@
 mod alive;
 mod crossing;
 mod partitions;
+mod presence;
 mod refusals;
 mod resume;
 mod slow;

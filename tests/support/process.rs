@@ -17,7 +17,7 @@ pub const LONG: Duration = Duration::from_secs(30);
 
 /// A directory with a node's home in it.
 pub struct Home {
-    dir: TempDir,
+    pub dir: TempDir,
 }
 
 impl Home {

@@ -1,0 +1,463 @@
+//! The directory as a machine: what is registered, by whom, and whether it is online. It knows which peers are here from being
+//! told, judges nobody, and tells nobody: it writes down what changes, in order, for whoever reads on from where it was.
+//!
+//! An entry hangs on a session: that of its provider, or, if it is mirrored, that of the node it is mirrored from. It is online
+//! while a path carries that session, and at no other time. When the session ends it stays, offline, for those who ask for
+//! what is offline; only words of a provider's present session change anything.
+
+mod entry;
+mod log;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+pub use entry::{Entry, Key};
+use entry::{Held, Hung};
+use log::Log;
+pub use log::{Behind, Change};
+
+use crate::id::NodeId;
+use crate::proto::control::SessionId;
+use crate::proto::directory::Listing;
+use crate::proto::limits;
+
+/// What an entry counts for besides its listing, in bytes: about what it takes in the tables here.
+pub const ENTRY_BYTES: usize = 512;
+
+/// How much a directory holds.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    /// Services of one peer's present session.
+    pub registrations: usize,
+    /// Bytes of all that one peer has registered.
+    pub provider_bytes: usize,
+    /// Services mirrored from one node.
+    pub mirrored: usize,
+    /// Bytes of all that is mirrored from one node.
+    pub mirrored_bytes: usize,
+    /// Bytes of everything.
+    pub bytes: usize,
+    /// Entries whose session has ended.
+    pub offline: usize,
+    /// How long such an entry stays.
+    pub offline_for: Duration,
+    /// Changes kept for slow readers.
+    pub changes: usize,
+    /// Bytes of listings kept with them.
+    pub changes_bytes: usize,
+}
+
+/// Why something is not listed. Then nothing has changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Refusal {
+    /// The session is not the present one of that peer, or not known yet.
+    #[error("the session is not the peer's present one")]
+    NotPresent,
+    /// Its peer has as many as it may.
+    #[error("{0} services are listed already, and that is the most")]
+    TooMany(usize),
+    /// Its peer's listings, or those of all, have as many bytes as they may.
+    #[error("there is no room: listings may have {0} bytes together")]
+    TooLarge(usize),
+}
+
+/// What is listed at a node.
+#[derive(Debug)]
+pub struct Directory {
+    own: NodeId,
+    bounds: Bounds,
+    entries: BTreeMap<Arc<Key>, Arc<Entry>>,
+    /// The present session of each peer that has one.
+    present: HashMap<NodeId, Present>,
+    /// What hangs on the sessions of each peer, those that have ended too.
+    loads: HashMap<NodeId, Load>,
+    /// Entries whose session has ended, those that have been offline for longest first.
+    left: BTreeSet<(Instant, Arc<Key>)>,
+    bytes: usize,
+    /// The last number given: of an epoch, of a listing, of a holder. Never the same twice.
+    numbers: u64,
+    log: Log,
+    turned: Vec<(Arc<Key>, bool)>,
+}
+
+#[derive(Debug)]
+struct Present {
+    session: SessionId,
+    attached: bool,
+    addresses: Arc<[SocketAddr]>,
+}
+
+#[derive(Debug, Default)]
+struct Load {
+    keys: BTreeSet<Arc<Key>>,
+    bytes: usize,
+}
+
+impl Default for Bounds {
+    fn default() -> Self {
+        Self {
+            registrations: limits::REGISTRATIONS,
+            provider_bytes: limits::PROVIDER_LISTING_BYTES,
+            mirrored: limits::MIRRORED,
+            mirrored_bytes: limits::MIRRORED_BYTES,
+            bytes: limits::DIRECTORY_BYTES,
+            offline: limits::OFFLINE_LISTED,
+            offline_for: limits::OFFLINE_LISTED_FOR,
+            changes: limits::DIRECTORY_CHANGES,
+            changes_bytes: limits::DIRECTORY_CHANGES_BYTES,
+        }
+    }
+}
+
+impl Directory {
+    /// An empty one. Epochs grow from `first`: the directory of a node's next process must begin above where this one ends.
+    pub fn new(own: NodeId, first: u64, bounds: Bounds) -> Self {
+        let log = Log::new(bounds.changes, bounds.changes_bytes);
+        let (entries, present, loads, left) = Default::default();
+        Self { own, bounds, entries, present, loads, left, bytes: 0, numbers: first, log, turned: Vec::new() }
+    }
+
+    /// A path carries this session of the peer, for the first time or again, or another one does. A new session ends the one before.
+    pub fn attached(&mut self, peer: NodeId, session: SessionId, addresses: Arc<[SocketAddr]>, now: Instant) {
+        if let Some(before) = self.present.get(&peer).map(|present| present.session).filter(|before| *before != session) {
+            self.ended(peer, before, now);
+        }
+        self.present.insert(peer, Present { session, attached: true, addresses });
+        self.turn(peer, now);
+    }
+
+    /// No path carries this session: what hangs on it goes offline.
+    pub fn detached(&mut self, peer: NodeId, session: SessionId, now: Instant) {
+        if let Some(present) = self.present.get_mut(&peer).filter(|present| present.session == session) {
+            present.attached = false;
+            self.turn(peer, now);
+        }
+    }
+
+    /// This session is over: what hangs on it is offline for good, unless it is registered anew.
+    pub fn ended(&mut self, peer: NodeId, session: SessionId, now: Instant) {
+        self.detached(peer, session, now);
+        if self.present.get(&peer).is_none_or(|present| present.session != session) {
+            return;
+        }
+        self.present.remove(&peer);
+        for (key, entry) in self.hanging_on(peer) {
+            if entry.hangs_on(session) {
+                self.left.insert((entry.offline_since(now), key));
+            }
+        }
+        self.forget_beyond(self.bounds.offline);
+    }
+
+    /// The peer wants this listed, in place of what it had under that name. Gives the number by which it is withdrawn.
+    ///
+    /// # Errors
+    /// [`Refusal`].
+    pub fn register(&mut self, peer: NodeId, session: SessionId, listing: Arc<Listing>, now: Instant) -> Result<u64, Refusal> {
+        let key = Key { name: listing.name.clone(), provider: peer, at: None };
+        let addresses = self.present_on(peer, session)?.addresses.clone();
+        self.hang(key, peer, session, listing, addresses, true, now)
+    }
+
+    /// The peer wants it listed no longer. Means only what was registered under that number.
+    pub fn withdraw(&mut self, peer: NodeId, session: SessionId, name: &str, number: u64) {
+        let key = Key { name: name.to_owned(), provider: peer, at: None };
+        let is = |entry: &Arc<Entry>| entry.hangs_on(session) && entry.number() == number;
+        if self.present_on(peer, session).is_ok() && self.entries.get(&key).is_some_and(is) {
+            self.remove(&key);
+        }
+    }
+
+    /// The directory of `at` lists this; it is online here while it is there, and a path carries the session with `at`.
+    ///
+    /// # Errors
+    /// [`Refusal`].
+    #[expect(clippy::too_many_arguments, reason = "what is mirrored, from where, and when")]
+    pub fn mirrored(
+        &mut self,
+        at: NodeId,
+        session: SessionId,
+        provider: NodeId,
+        listing: Arc<Listing>,
+        addresses: Arc<[SocketAddr]>,
+        online: bool,
+        now: Instant,
+    ) -> Result<(), Refusal> {
+        self.present_on(at, session)?;
+        let key = Key { name: listing.name.clone(), provider, at: Some(at) };
+        self.hang(key, at, session, listing, addresses, online, now).map(drop)
+    }
+
+    /// The directory of `at` lists it no longer.
+    pub fn unmirrored(&mut self, at: NodeId, session: SessionId, provider: NodeId, name: &str) {
+        let key = Key { name: name.to_owned(), provider, at: Some(at) };
+        if self.present_on(at, session).is_ok() && self.entries.get(&key).is_some_and(|entry| entry.hangs_on(session)) {
+            self.remove(&key);
+        }
+    }
+
+    /// Everything the directory of `at` lists has been said on this session: what was mirrored on others is not there any more.
+    pub fn mirror_is_current(&mut self, at: NodeId, session: SessionId) {
+        if self.present_on(at, session).is_ok() {
+            self.remove_mirrored(at, |entry| !entry.hangs_on(session));
+        }
+    }
+
+    /// The directory of `at` is not mirrored any more.
+    pub fn mirror_ended(&mut self, at: NodeId) {
+        self.remove_mirrored(at, |_| true);
+    }
+
+    /// This node itself serves this now, in place of what it served under that name. Never refused: there are only so many.
+    pub fn served(&mut self, listing: Arc<Listing>) {
+        let key = Arc::new(Key { name: listing.name.clone(), provider: self.own, at: None });
+        self.put(key, Held::Here, listing, Arc::new([]), true);
+    }
+
+    /// This node itself does not serve that any more.
+    pub fn unserved(&mut self, name: &str) {
+        let key = Key { name: name.to_owned(), provider: self.own, at: None };
+        if self.entries.contains_key(&key) {
+            self.remove(&key);
+        }
+    }
+
+    /// Forgets what has been offline for too long.
+    pub fn expire(&mut self, now: Instant) {
+        while let Some((since, key)) = self.left.first().cloned() {
+            if now.saturating_duration_since(since) < self.bounds.offline_for {
+                return;
+            }
+            self.remove(&key);
+        }
+    }
+
+    /// When to [`expire`](Self::expire) next.
+    pub fn next_expiry(&self) -> Option<Instant> {
+        self.left.first().map(|(since, _)| *since + self.bounds.offline_for)
+    }
+
+    /// The entry of this key.
+    pub fn get(&self, key: &Key) -> Option<&Arc<Entry>> {
+        self.entries.get(key)
+    }
+
+    /// Entries in the order of their keys, from after this one on.
+    pub fn after(&self, key: Option<&Key>) -> impl Iterator<Item = (&Arc<Key>, &Arc<Entry>)> {
+        use std::ops::Bound::{Excluded, Unbounded};
+        self.entries.range::<Key, _>((key.map_or(Unbounded, Excluded), Unbounded))
+    }
+
+    /// How many entries there are.
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// The number of the next change.
+    pub fn position(&self) -> u64 {
+        self.log.next()
+    }
+
+    /// The changes from this one on.
+    ///
+    /// # Errors
+    /// [`Behind`]: some of them are not kept any more.
+    pub fn changes(&self, from: u64) -> Result<impl Iterator<Item = &Change>, Behind> {
+        self.log.from(from)
+    }
+
+    /// What peers have registered that came online (true) or went offline since this was last asked, in order. To be asked after
+    /// whatever was said.
+    pub fn take_turns(&mut self) -> Vec<(Arc<Key>, bool)> {
+        std::mem::take(&mut self.turned)
+    }
+
+    fn turned(&mut self, key: &Arc<Key>, was_online: bool, online: bool) {
+        if was_online != online && key.at.is_none() && key.provider != self.own {
+            self.turned.push((key.clone(), online));
+        }
+    }
+
+    fn present_on(&self, peer: NodeId, session: SessionId) -> Result<&Present, Refusal> {
+        self.present.get(&peer).filter(|present| present.session == session).ok_or(Refusal::NotPresent)
+    }
+
+    /// What hangs on sessions with this peer.
+    fn hanging_on(&self, peer: NodeId) -> Vec<(Arc<Key>, Arc<Entry>)> {
+        let keys = self.loads.get(&peer).into_iter().flat_map(|load| &load.keys);
+        keys.map(|key| (key.clone(), self.entries[key].clone())).collect()
+    }
+
+    /// The peer came or went, or is somewhere else: what hangs on its present session follows.
+    fn turn(&mut self, peer: NodeId, now: Instant) {
+        let Some(Present { session, attached, addresses }) = self.present.get(&peer) else { return };
+        let (session, attached, addresses) = (*session, *attached, addresses.clone());
+        for (key, entry) in self.hanging_on(peer) {
+            let Held::By(hung) = &entry.held else { continue };
+            if hung.session != session {
+                continue;
+            }
+            let online = attached && hung.claimed;
+            let since = if online { None } else { hung.since.or(Some(now)) };
+            let addresses = if key.at.is_none() && attached { addresses.clone() } else { entry.addresses.clone() };
+            let held = Held::By(Hung { since, ..hung.clone() });
+            self.put(key, held, entry.listing.clone(), addresses, online);
+        }
+    }
+
+    /// Lists something that hangs on a peer's present session.
+    #[expect(clippy::too_many_arguments, reason = "what hangs there, on what, and when")]
+    fn hang(
+        &mut self,
+        key: Key,
+        on: NodeId,
+        session: SessionId,
+        listing: Arc<Listing>,
+        addresses: Arc<[SocketAddr]>,
+        claimed: bool,
+        now: Instant,
+    ) -> Result<u64, Refusal> {
+        self.make_room(&key, on, session, listing.weight() + ENTRY_BYTES)?;
+        let online = claimed && self.present_on(on, session)?.attached;
+        let number = self.number();
+        let since = (!online).then(|| self.entries.get(&key).map_or(now, |before| before.offline_since(now)));
+        let held = Held::By(Hung { on, session, claimed, number, since });
+        self.put(Arc::new(key), held, listing, addresses, online);
+        Ok(number)
+    }
+
+    /// Makes sure that a listing of this weight can hang there: what its peer, and then others, left behind goes for it.
+    fn make_room(&mut self, key: &Key, on: NodeId, session: SessionId, weight: usize) -> Result<(), Refusal> {
+        let Bounds { registrations, provider_bytes, mirrored, mirrored_bytes, bytes, .. } = self.bounds;
+        let (most, most_bytes) = if key.at.is_some() { (mirrored, mirrored_bytes) } else { (registrations, provider_bytes) };
+        let load = self.loads.get(&on).map_or((0, 0), |load| (load.keys.len(), load.bytes));
+        // Nearly always there is room for more than this.
+        if load.0 < most && load.1 + weight <= most_bytes && self.bytes + weight <= bytes {
+            return Ok(());
+        }
+        let of_this = |other: &Key| other.at.is_some() == key.at.is_some();
+        let others =
+            |entries: Vec<(Arc<Key>, Arc<Entry>)>| entries.into_iter().filter(|(other, _)| **other != *key && of_this(other));
+        let present = others(self.hanging_on(on)).filter(|(_, entry)| entry.hangs_on(session));
+        let (count, held) = present.fold((0, 0), |(count, bytes), (_, entry)| (count + 1, bytes + entry.weight()));
+        if count >= most {
+            return Err(Refusal::TooMany(most));
+        }
+        if held + weight > most_bytes {
+            return Err(Refusal::TooLarge(most_bytes));
+        }
+        let before = self.entries.get(key).map_or(0, |entry| entry.weight());
+        let left: usize = self.left.iter().map(|(_, key)| self.entries[key].weight()).sum();
+        if self.bytes - left.max(before) + weight > bytes {
+            return Err(Refusal::TooLarge(bytes));
+        }
+        let mut behind: Vec<_> = others(self.hanging_on(on)).filter(|(_, entry)| !entry.hangs_on(session)).collect();
+        behind.sort_by_key(|(key, entry)| (entry.since(), key.clone()));
+        let mut all: (usize, usize) = behind.iter().fold((count, held), |(n, bytes), (_, entry)| (n + 1, bytes + entry.weight()));
+        for (key, entry) in behind {
+            if all.0 < most && all.1 + weight <= most_bytes {
+                break;
+            }
+            all = (all.0 - 1, all.1 - entry.weight());
+            self.remove(&key);
+        }
+        while self.bytes - before + weight > bytes {
+            let Some((_, oldest)) = self.left.iter().find(|(_, left)| **left != *key).cloned() else { break };
+            self.remove(&oldest);
+        }
+        Ok(())
+    }
+
+    /// Puts an entry in its place, and writes down what changes by it.
+    fn put(&mut self, key: Arc<Key>, held: Held, listing: Arc<Listing>, addresses: Arc<[SocketAddr]>, online: bool) {
+        let before = self.entries.get(&key).cloned();
+        if let Some(before) = &before {
+            self.take_off(&key, before);
+        }
+        let was_online = before.as_ref().is_some_and(|before| before.online);
+        let epoch = match &before {
+            Some(before) if before.online == online || !online => before.epoch,
+            None if !online => 0,
+            _ => self.number(),
+        };
+        // The same words again are no news.
+        let same = before.as_ref().filter(|before| before.listing == listing);
+        let (listing, version) = match same {
+            Some(before) => (before.listing.clone(), before.version),
+            None => (listing, self.number()),
+        };
+        let mut entry = Entry { listing, addresses, online, epoch, version, changed: self.log.next(), held };
+        let news = before.as_ref().is_none_or(|before| !before.looks_like(&entry));
+        if let (false, Some(before)) = (news, &before) {
+            entry.changed = before.changed;
+        }
+        let entry = Arc::new(entry);
+        if let Held::By(hung) = &entry.held {
+            let load = self.loads.entry(hung.on).or_default();
+            load.keys.insert(key.clone());
+            load.bytes += entry.weight();
+        }
+        self.bytes += entry.weight();
+        self.entries.insert(key.clone(), entry.clone());
+        self.turned(&key, was_online, online);
+        if news {
+            self.log.push(key, was_online, Some(entry));
+        }
+    }
+
+    fn remove(&mut self, key: &Key) {
+        if let Some((key, entry)) = self.entries.remove_entry(key) {
+            self.take_off(&key, &entry);
+            self.turned(&key, entry.online, false);
+            self.log.push(key, entry.online, None);
+        }
+    }
+
+    /// What an entry counts for is given back.
+    fn take_off(&mut self, key: &Arc<Key>, entry: &Entry) {
+        self.bytes -= entry.weight();
+        let Held::By(hung) = &entry.held else { return };
+        if let Some(since) = hung.since {
+            self.left.remove(&(since, key.clone()));
+        }
+        if let Some(load) = self.loads.get_mut(&hung.on) {
+            load.keys.remove(key);
+            load.bytes -= entry.weight();
+            if load.keys.is_empty() {
+                self.loads.remove(&hung.on);
+            }
+        }
+    }
+
+    fn remove_mirrored(&mut self, at: NodeId, which: impl Fn(&Entry) -> bool) {
+        for (key, entry) in self.hanging_on(at) {
+            if key.at == Some(at) && which(&entry) {
+                self.remove(&key);
+            }
+        }
+    }
+
+    fn forget_beyond(&mut self, most: usize) {
+        while self.left.len() > most
+            && let Some((_, oldest)) = self.left.first().cloned()
+        {
+            self.remove(&oldest);
+        }
+    }
+
+    fn number(&mut self) -> u64 {
+        self.numbers += 1;
+        self.numbers
+    }
+}
+
+#[cfg(test)]
+mod tests;
