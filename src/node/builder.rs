@@ -12,7 +12,7 @@ use super::home::{Home, Lock, files};
 use super::restart::{List, Listed};
 use super::rules::Rules;
 use super::store::{self, Store};
-use super::{Before, BindError, Node, Parts};
+use super::{Before, BindError, Node, Parts, Wanted};
 use crate::id::{SecretKey, Ticket, keyfile};
 use crate::net::{self, Bounds, Endpoint, Network, RestartKeys, Transport};
 use crate::policy::{PolicyInput, Rule};
@@ -107,6 +107,19 @@ impl Builder {
         self
     }
 
+    /// Keeps a session with this peer from the start, and mirrors in this node's directory what is registered with it for all.
+    pub fn mirror(mut self, ticket: Ticket) -> Self {
+        self.config.mirror.push(PeerRef::Ticket(Box::new(ticket)));
+        self
+    }
+
+    /// Keeps a session with this peer from the start, and looks up services there that this node's own directory does not have, when
+    /// only their names are given.
+    pub fn home_volt(mut self, ticket: Ticket) -> Self {
+        self.config.homes.push(PeerRef::Ticket(Box::new(ticket)));
+        self
+    }
+
     /// Whether the node watches this machine's interfaces, addresses and routes, and its sleep, and tries at once what they may
     /// have changed. It does, unless told otherwise; without it a change is noticed when paths stop answering, or when
     /// [`Node::network_changed`] says so.
@@ -193,7 +206,8 @@ impl Builder {
         let (home, store, lock) = (kept.home, kept.store, kept.lock);
         let before = Before { peers: kept.stored_peers, sessions: kept.sessions };
         let parts = Parts { hub, rules, registry, server, wires, network, home, store, lock, watch_network, before };
-        Node::start(parts, tasks, config.connect).await
+        let peers = Wanted { connect: config.connect, mirror: config.mirror, homes: config.homes };
+        Node::start(parts, tasks, peers).await
     }
 }
 
@@ -210,6 +224,8 @@ fn overlay(file: Option<Config>, asked: Config) -> Config {
         name: asked.name.or(file.name),
         profile: if asked.profile == Profile::default() { file.profile } else { asked.profile },
         connect: file.connect.into_iter().chain(asked.connect).collect(),
+        mirror: file.mirror.into_iter().chain(asked.mirror).collect(),
+        homes: file.homes.into_iter().chain(asked.homes).collect(),
         rules: file.rules.into_iter().chain(asked.rules).collect(),
         groups: file.groups,
         open: file.open || asked.open,

@@ -24,7 +24,7 @@ pub const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSP
 
 /// Most addresses one node listens at.
 pub const LISTEN: usize = 16;
-/// Most peers `connect` names.
+/// Most peers that `connect`, `mirror` and `homes` name, each.
 pub const CONNECT: usize = 1_024;
 /// Most ranges `exempt` names.
 pub const EXEMPT: usize = 1_024;
@@ -51,6 +51,12 @@ pub struct Config {
     pub profile: Profile,
     /// Peers to hold a session with, besides those the store remembers; at most [`CONNECT`].
     pub connect: Vec<PeerRef>,
+    /// Peers whose directories are mirrored in this node's: what is registered there for all is found here too. Sessions with them are held.
+    /// At most [`CONNECT`].
+    pub mirror: Vec<PeerRef>,
+    /// Peers in whose directories a service is looked up that this node's own does not have, by its name alone. Sessions with them are
+    /// held. At most [`CONNECT`].
+    pub homes: Vec<PeerRef>,
     /// The rules of the configuration, each of [`Source::Config`](crate::policy::Source::Config).
     pub rules: Vec<Rule>,
     /// The groups that rules may name.
@@ -71,6 +77,8 @@ impl Default for Config {
             name: None,
             profile: Profile::Active,
             connect: Vec::new(),
+            mirror: Vec::new(),
+            homes: Vec::new(),
             rules: Vec::new(),
             groups: Groups::new(),
             open: false,
@@ -97,6 +105,8 @@ impl Config {
         let counts = [
             ("listen", self.listen.len(), LISTEN),
             ("connect", self.connect.len(), CONNECT),
+            ("mirror", self.mirror.len(), CONNECT),
+            ("homes", self.homes.len(), CONNECT),
             ("exempt", self.exempt.len(), EXEMPT + 2),
         ];
         if let Some((field, got, most)) = counts.into_iter().find(|(_, got, most)| got > most) {

@@ -35,7 +35,7 @@ use crate::id::{NodeId, Ticket};
 use crate::net::{Network, Watch};
 use crate::policy::{PolicyHandle, Rule};
 use crate::proto::close::CloseCode;
-use crate::service::{Registration, Registry, Server, Service, ServiceError};
+use crate::service::{DiscoverError, Mirror, Providers, Registration, Registry, Server, Service, ServiceError};
 use crate::session::{Event, Hub, HubTasks, PeerInfo, Session, WaitError};
 use crate::wire::{Wire, WireError, WireFileError, WireInfo, Wires};
 
@@ -62,6 +62,10 @@ struct Inner {
     wires: Arc<Wires>,
     network: Network,
     borrowed: Borrowed,
+    /// Mirrors of others' directories, as the configuration says.
+    mirrors: Mutex<Vec<Mirror>>,
+    /// Where services are looked up by their names alone.
+    homes: Vec<NodeId>,
     home: Option<Home>,
     store: Option<Arc<Store>>,
     lock: Mutex<Option<Lock>>,
@@ -81,6 +85,13 @@ struct Parts {
     lock: Option<Lock>,
     watch_network: bool,
     before: Before,
+}
+
+/// Peers that the configuration names.
+struct Wanted {
+    connect: Vec<PeerRef>,
+    mirror: Vec<PeerRef>,
+    homes: Vec<PeerRef>,
 }
 
 /// What the home remembers of the processes before.
@@ -122,29 +133,41 @@ impl Node {
         Builder::default()
     }
 
-    async fn start(parts: Parts, tasks: HubTasks, connect: Vec<PeerRef>) -> Result<Self, BindError> {
+    async fn start(parts: Parts, tasks: HubTasks, wanted: Wanted) -> Result<Self, BindError> {
         let Parts { hub, rules, registry, server, wires, network, home, store, lock, watch_network, before } = parts;
         let stored = before.peers;
+        let [connect, mirror, homes] = [wanted.connect, wanted.mirror, wanted.homes].map(|peers| targets(peers, &stored));
+        let (connect, mirror, homes) = (connect?, mirror?, homes?);
         hub.set_addresses(addresses::reachable(hub.endpoint().local()));
         let running = network.spawn(tasks.run());
         let (lock, tasks) = (Mutex::new(lock), Mutex::new(vec![running]));
         let borrowed = Borrowed::new(hub.clone(), rules.clone(), network.clone());
-        let node = Self(Arc::new(Inner { hub, rules, registry, server, wires, network, borrowed, home, store, lock, tasks }));
+        let (mirrors, home_volts) = (Mutex::default(), homes.iter().map(|(id, _)| *id).collect());
+        let node = Self(Arc::new(Inner {
+            hub,
+            rules,
+            registry,
+            server,
+            wires,
+            network,
+            borrowed,
+            mirrors,
+            homes: home_volts,
+            home,
+            store,
+            lock,
+            tasks,
+        }));
         node.remember_who_is_seen();
         if watch_network {
             node.watch_network();
         }
-        let named = |name: &PeerName| stored.iter().find(|peer| peer.name.as_ref() == Some(name));
-        for peer in connect {
-            let (id, addresses) = match &peer {
-                PeerRef::Id(id) => (*id, Vec::new()),
-                PeerRef::Ticket(ticket) => (ticket.id, ticket.addresses.clone()),
-                PeerRef::Name(name) => match named(name) {
-                    Some(peer) => (peer.id, peer.addresses.clone()),
-                    None => return Err(BindError::UnknownName(name.to_string())),
-                },
-            };
-            node.hold(id, &addresses);
+        for (id, addresses) in connect.iter().chain(&homes) {
+            node.hold(*id, addresses);
+        }
+        for (id, addresses) in &mirror {
+            // Cannot fail while the node is here.
+            node.0.mirrors.lock().expect("nothing panics while it is held").extend(Mirror::of(&node.hold(*id, addresses)).ok());
         }
         for peer in stored.iter().filter(|peer| peer.wanted) {
             node.hold(peer.id, &peer.addresses);
@@ -267,6 +290,37 @@ impl Node {
     /// What this node serves, by name.
     pub fn services(&self) -> Vec<crate::service::ServiceDescription> {
         self.0.registry.describe(|_| true)
+    }
+
+    /// Calls to a service as a peer's directory lists it, whoever provides it: sessions with its providers are held as long as this
+    /// is kept, and calls go to one that is there. Does not wait for the peer.
+    ///
+    /// ```no_run
+    /// # async fn example(node: voltmesh::Node, volt: voltmesh::Session) -> Result<(), Box<dyn std::error::Error>> {
+    /// let cameras = node.providers("camera", &volt)?;
+    /// let picture: Vec<u8> = cameras.call("snap", &"front door").await?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// [`DiscoverError`]: the name is none.
+    pub fn providers(&self, service: &str, at: &Session) -> Result<Providers, DiscoverError> {
+        let source = at.query(service).offline(true).begin_watch()?.into_source();
+        Ok(Providers::new(service.to_owned(), vec![source], Arc::new(self.0.borrowed.clone())))
+    }
+
+    /// The same, for a service known by its name alone: it is looked up in this node's own directory, and, if nobody is online there, in
+    /// those of its home Volts ([`Builder::home_volt`]), in their order. Never in others.
+    ///
+    /// # Errors
+    /// As [`Node::providers`].
+    pub fn providers_of(&self, service: &str) -> Result<Providers, DiscoverError> {
+        let mut sources = vec![self.directory().query(service).offline(true).begin_watch()?.into_source()];
+        for home in &self.0.homes {
+            let session = Session::new(self.0.hub.clone(), self.0.hub.want(*home, &[]));
+            sources.push(session.query(service).offline(true).begin_watch()?.into_source());
+        }
+        Ok(Providers::new(service.to_owned(), sources, Arc::new(self.0.borrowed.clone())))
     }
 
     /// A wire of this node: publishing and subscribing here needs no leave. It need not be there yet.
@@ -562,6 +616,20 @@ impl Drop for Inner {
             task.abort();
         }
     }
+}
+
+/// Who is meant, and where they are.
+fn targets(peers: Vec<PeerRef>, stored: &[store::Peer]) -> Result<Vec<(NodeId, Vec<SocketAddr>)>, BindError> {
+    let named = |name: &PeerName| stored.iter().find(|peer| peer.name.as_ref() == Some(name));
+    let target = |peer: PeerRef| match &peer {
+        PeerRef::Id(id) => Ok((*id, Vec::new())),
+        PeerRef::Ticket(ticket) => Ok((ticket.id, ticket.addresses.clone())),
+        PeerRef::Name(name) => match named(name) {
+            Some(peer) => Ok((peer.id, peer.addresses.clone())),
+            None => Err(BindError::UnknownName(name.to_string())),
+        },
+    };
+    peers.into_iter().map(target).collect()
 }
 
 /// The events of a node, from when they were asked for.

@@ -105,6 +105,10 @@ struct Written {
     #[serde(default)]
     connect: Vec<Parsed<PeerRef>>,
     #[serde(default)]
+    mirror: Vec<Parsed<PeerRef>>,
+    #[serde(default)]
+    homes: Vec<Parsed<PeerRef>>,
+    #[serde(default)]
     open: bool,
     #[serde(default)]
     exempt: Vec<Parsed<Prefix>>,
@@ -134,6 +138,8 @@ impl Written {
             name: self.name,
             profile: self.profile,
             connect: self.connect.into_iter().map(|peer| peer.0).collect(),
+            mirror: self.mirror.into_iter().map(|peer| peer.0).collect(),
+            homes: self.homes.into_iter().map(|peer| peer.0).collect(),
             rules: self.rule.into_iter().map(|rule| rule.into_inner().0).collect(),
             groups: self.groups,
             open: self.open,
