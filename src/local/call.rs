@@ -9,14 +9,13 @@ use tokio::time::Instant;
 
 use super::failure::Failure;
 use super::lines::CallLine;
-use super::peers::{Guests, resolve};
+use super::peers::{self, Guest, Guests, resolve};
 use super::types::CallHead;
 use crate::proto::body::ContentType;
 use crate::proto::call::Shape;
 use crate::proto::limits;
 use crate::proto::status::Code;
-use crate::service::Call;
-use crate::session::Session;
+use crate::service::{Call, Found, Providers, ServiceDescription};
 use crate::{CallError, Node};
 
 /// Messages of the caller, as they come. An error ends the call, which is cancelled then.
@@ -39,11 +38,10 @@ pub async fn call(
     check(head)?;
     let asked = head.timeout_ms.map(Duration::from_millis);
     let until = Instant::now().checked_add(asked.unwrap_or(limits::CALL_DEADLINE));
-    let target = resolve(node, &head.peer).await?;
     let within = asked.unwrap_or(limits::CALL_DEADLINE).min(limits::CALL_DEADLINE_MAX);
-    let guest = guests.session(node, &target, within, head.fail_fast).await?;
+    let callee = callee(node, guests, head, within).await?;
     let left = until.map(|until| until.saturating_duration_since(Instant::now()));
-    let calling = Calling { session: guest.session(), head, asked: asked.and(left), unary: left, replies };
+    let calling = Calling { callee: &callee, head, asked: asked.and(left), unary: left, replies };
     tokio::select! {
         biased;
         ended = calling.run(&mut requests) => ended,
@@ -58,8 +56,30 @@ fn check(head: &CallHead) -> Result<(), Failure> {
     }
 }
 
+/// Whom a call is made to.
+enum Callee {
+    /// This peer.
+    Peer(Guest),
+    /// Whoever provides this service, by the directory of that peer if one is named.
+    Service(Providers, Option<Guest>),
+}
+
+async fn callee(node: &Node, guests: &Guests, head: &CallHead, within: Duration) -> Result<Callee, Failure> {
+    let Some((name, at)) = peers::service(&head.peer) else {
+        let target = resolve(node, &head.peer).await?;
+        return Ok(Callee::Peer(guests.session(node, &target, within, head.fail_fast).await?));
+    };
+    if head.method.split_once('/').is_none_or(|(service, _)| service != name) {
+        return Err(Failure::usage(format!("{} is no method of the service {name:?}", head.method)));
+    }
+    let Some(peer) = at else { return Ok(Callee::Service(node.providers_of(name)?, None)) };
+    let target = resolve(node, peer).await?;
+    let guest = guests.session(node, &target, within, head.fail_fast).await?;
+    Ok(Callee::Service(node.providers(name, guest.session())?, Some(guest)))
+}
+
 struct Calling<'a> {
-    session: &'a Session,
+    callee: &'a Callee,
     head: &'a CallHead,
     /// What is left of the time the caller named.
     asked: Option<Duration>,
@@ -106,10 +126,10 @@ impl Calling<'_> {
 
     /// What the callee says of the method; `None` if it does not list it for us.
     async fn shape(&self) -> Result<Option<Shape>, Failure> {
-        let listing = self.session.services();
+        let listing = self.listing();
         let listed = match self.unary {
             Some(left) => {
-                tokio::time::timeout(left, listing).await.unwrap_or(Err(CallError::DeadlineExceeded { sent: false }))?
+                tokio::time::timeout(left, listing).await.unwrap_or(Err(CallError::DeadlineExceeded { sent: false }.into()))?
             }
             None => listing.await?,
         };
@@ -120,8 +140,24 @@ impl Calling<'_> {
             .map(|method| method.shape))
     }
 
+    /// What the callee says it offers, or what is said of it where it is listed.
+    async fn listing(&self) -> Result<Vec<ServiceDescription>, Failure> {
+        match self.callee {
+            Callee::Peer(guest) => Ok(guest.session().services().await?),
+            Callee::Service(providers, Some(at)) => {
+                let found = at.session().query(providers.name()).offline(true).discover().await?;
+                Ok(found.iter().filter_map(Found::service).collect())
+            }
+            Callee::Service(_, None) => Ok(Vec::new()),
+        }
+    }
+
     fn request(&self, timeout: Option<Duration>) -> Call<'_> {
-        let mut call = self.session.request(&self.head.method).content_type(ContentType::Json);
+        let call = match self.callee {
+            Callee::Peer(guest) => guest.session().request(&self.head.method),
+            Callee::Service(providers, _) => providers.request(self.head.method.split_once('/').unwrap_or_default().1),
+        };
+        let mut call = call.content_type(ContentType::Json);
         if let Some(timeout) = timeout {
             call = call.timeout(timeout);
         }

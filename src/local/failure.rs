@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::node::{ConnectError, RuleError, home, store};
 use crate::proto::status::{Code, Status};
-use crate::service::{CallError, Outcome, ServiceError};
+use crate::service::{CallError, DiscoverError, Outcome, RegisterError, ServiceError};
 use crate::session::{Unreached, WaitError};
 
 /// Why something could not be done. As JSON it is the value of `"error"`.
@@ -200,6 +200,29 @@ impl From<RuleError> for Failure {
         match error {
             RuleError::Policy(error) => Self::usage(error),
             RuleError::Store(error) => error.into(),
+        }
+    }
+}
+
+impl From<DiscoverError> for Failure {
+    fn from(error: DiscoverError) -> Self {
+        match error {
+            DiscoverError::Refused(status) => status.into(),
+            DiscoverError::NotConnected(error) => error.into(),
+            DiscoverError::Pattern(error) => Self::usage(error),
+            other => Self::new(Cause::Unreached, Code::Unavailable, other),
+        }
+    }
+}
+
+impl From<RegisterError> for Failure {
+    fn from(error: RegisterError) -> Self {
+        match error {
+            RegisterError::Refused(status) => status.into(),
+            RegisterError::NotConnected(error) => error.into(),
+            RegisterError::Service(error) => error.into(),
+            RegisterError::NoAnswer => Self::new(Cause::Unreached, Code::Unavailable, error),
+            other => Self::usage(other),
         }
     }
 }

@@ -13,8 +13,8 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
 use axum::{Json, Router};
 use bytes::Bytes;
+use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
 use tokio::net::UnixListener;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
@@ -22,11 +22,13 @@ use tokio::task::JoinHandle;
 use super::failure::{Cause, Failure};
 use super::lines::parse;
 use super::offers::Offers;
-use super::peers::{self, Guests, resolve};
+use super::peers::{self, Guests};
 use super::rules;
 use super::serve::Pending;
-use super::streams::{events, get_events, post_call, post_down, post_serve, post_serve_call};
-use super::types::{EventLine, NodeStatus, PeerLine, PeerRequest, RuleAdded, RuleRequest, ServiceLine, SessionLine};
+use super::streams::{events, get_events, post_call, post_down, post_serve, post_serve_call, post_watch};
+use super::types::{
+    EventLine, NodeStatus, PeerLine, PeerRequest, RuleAdded, RuleRequest, ServiceLine, ServicesRequest, SessionLine,
+};
 use super::wires;
 use super::wires::{get_wires, post_publish, post_subscribe};
 use crate::Node;
@@ -125,6 +127,7 @@ fn router(api: Arc<Api>) -> Router {
         .route("/v1/peers", get(get_peers))
         .route("/v1/events", get(get_events))
         .route("/v1/services", get(get_services))
+        .route("/v1/services/watch", post(post_watch))
         .route("/v1/connect", post(post_connect))
         .route("/v1/disconnect", post(post_disconnect))
         .route("/v1/ping", post(post_ping))
@@ -184,47 +187,24 @@ async fn get_peers(State(api): State<Arc<Api>>) -> Answered<Vec<PeerLine>> {
     Ok(Json(api.node.peers().await?.iter().filter(|peer| !peer.visitor).map(PeerLine::of).collect()))
 }
 
-#[derive(Deserialize)]
-struct ServicesQuery {
-    peer: Option<String>,
-    timeout_ms: Option<u64>,
-}
-
 async fn get_services(
     State(api): State<Arc<Api>>,
-    query: Result<Query<ServicesQuery>, QueryRejection>,
+    query: Result<Query<ServicesRequest>, QueryRejection>,
 ) -> Answered<Vec<ServiceLine>> {
-    let Query(query) = query.map_err(|error| Failure::usage(error.body_text()))?;
-    let within = Duration::from_millis(query.timeout_ms.unwrap_or(10_000));
-    services_at(&api.node, &api.guests, query.peer.as_deref(), within).await.map(Json)
+    let Query(request) = query.map_err(|error| Failure::usage(error.body_text()))?;
+    services_at(&api.node, &api.guests, &request).await.map(Json)
 }
 
-/// What is offered by this node, or by a peer to this node.
+/// The services in this node's directory, or in a peer's as far as it shows them to this node.
 ///
 /// # Errors
 /// [`Failure`]: no such peer, refused, or no answer in time.
-pub async fn services_at(
-    node: &Node,
-    guests: &Guests,
-    peer: Option<&str>,
-    within: Duration,
-) -> Result<Vec<ServiceLine>, Failure> {
-    let (provider, services) = match peer {
-        None => (node.id(), node.services()),
-        Some(peer) => {
-            let target = resolve(node, peer).await?;
-            let guest = guests.session(node, &target, within, false).await?;
-            (target.id, guest.session().services().await?)
-        }
-    };
-    let line = |service: crate::service::ServiceDescription| ServiceLine {
-        name: service.name,
-        provider,
-        online: true,
-        description: service.description,
-        methods: service.methods,
-    };
-    Ok(services.into_iter().map(line).collect())
+pub async fn services_at(node: &Node, guests: &Guests, request: &ServicesRequest) -> Result<Vec<ServiceLine>, Failure> {
+    let (search, _guest) = peers::search(node, guests, request).await?;
+    let within = Duration::from_millis(request.timeout_ms);
+    let late = || Failure::new(Cause::Unreached, crate::proto::status::Code::DeadlineExceeded, "no answer in time");
+    let found = tokio::time::timeout(within, search.discover()).await.map_err(|_| late())??;
+    Ok(found.iter().map(ServiceLine::of).collect())
 }
 
 async fn post_connect(State(api): State<Arc<Api>>, body: Sent) -> Response {

@@ -27,5 +27,5 @@ pub use peers::{Guests, Target};
 pub use pieces::{PIECE_BYTES, Pieces, put_piece};
 pub use types::{
     Answer, CallHead, ConnectRequest, Connected, EventLine, Invocation, NodeStatus, Offer, PeerLine, PeerRequest, Pong,
-    RuleAdded, RuleRequest, ServeLine, ServiceLine, SessionLine, verdict_text,
+    RuleAdded, RuleRequest, ServeLine, ServiceLine, ServicesRequest, SessionLine, WatchLine, verdict_text,
 };

@@ -2,18 +2,20 @@
 //! its name. Calls are handed to whoever offered the method; what happens with them is not known here.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
 use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, broadcast, mpsc, oneshot};
 
 use super::failure::{Cause, Failure};
+use super::peers::{Guest, Guests, resolve};
 use super::types::{EventLine, Offer};
 use crate::id::NodeId;
 use crate::proto::body::ContentType;
 use crate::proto::call::Shape;
+use crate::proto::limits;
 use crate::proto::status::{Code, Status};
-use crate::service::Registration;
+use crate::service::{Registered, Registration};
 use crate::{Context, Node, Receiver, Sender, Service};
 
 /// Calls one offered method has in hand at once; more are turned away.
@@ -27,6 +29,8 @@ pub struct Offers(Arc<Inner>);
 struct Inner {
     node: Node,
     services: Mutex<BTreeMap<String, Offered>>,
+    /// Where services are listed: what serves methods of one service shares it.
+    announced: tokio::sync::Mutex<BTreeMap<(String, NodeId), Weak<Announced>>>,
     events: broadcast::Sender<EventLine>,
 }
 
@@ -60,6 +64,21 @@ pub struct Incoming {
     _slot: OwnedSemaphorePermit,
 }
 
+/// A service is listed at a peer as long as this is kept.
+#[derive(Debug)]
+pub struct Announced {
+    at: NodeId,
+    _registered: Registered,
+    _guest: Guest,
+}
+
+impl Announced {
+    /// Whose directory.
+    pub fn at(&self) -> NodeId {
+        self.at
+    }
+}
+
 /// A method is offered as long as this is kept.
 #[derive(Debug)]
 pub struct Offering {
@@ -71,7 +90,8 @@ pub struct Offering {
 impl Offers {
     /// Nothing yet, for this node.
     pub fn new(node: Node) -> Self {
-        Self(Arc::new(Inner { node, services: Mutex::default(), events: broadcast::channel(256).0 }))
+        let (services, announced, events) = (Mutex::default(), Default::default(), broadcast::channel(256).0);
+        Self(Arc::new(Inner { node, services, announced, events }))
     }
 
     /// Who provides what is offered.
@@ -139,6 +159,36 @@ impl Offers {
     }
 }
 
+impl Offering {
+    /// Lists the service at the peers it is to be listed at, when they have taken it in.
+    ///
+    /// # Errors
+    /// [`Failure`]: no such peer, nobody there, or it refuses.
+    pub async fn announce(&self, guests: &Guests, offer: &Offer) -> Result<Vec<Arc<Announced>>, Failure> {
+        let mut all = Vec::new();
+        for peer in &offer.at {
+            all.push(self.announce_at(guests, offer, peer).await?);
+        }
+        Ok(all)
+    }
+
+    async fn announce_at(&self, guests: &Guests, offer: &Offer, peer: &str) -> Result<Arc<Announced>, Failure> {
+        let node = &self.offers.0.node;
+        let target = resolve(node, peer).await?;
+        let mut announced = self.offers.0.announced.lock().await;
+        announced.retain(|_, announced| announced.strong_count() > 0);
+        let key = (self.service.clone(), target.id);
+        if let Some(there) = announced.get(&key).and_then(Weak::upgrade) {
+            return Ok(there);
+        }
+        let guest = guests.session(node, &target, limits::CALL_DEADLINE, false).await?;
+        let registered = guest.session().announce(&self.service).mode(offer.mode.clone()).start().await?;
+        let new = Arc::new(Announced { at: target.id, _registered: registered, _guest: guest });
+        announced.insert(key, Arc::downgrade(&new));
+        Ok(new)
+    }
+}
+
 impl Drop for Offering {
     fn drop(&mut self) {
         self.offers.remove(&self.service, &self.method);
@@ -173,9 +223,10 @@ impl Method {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::service::Mode;
 
     fn offer(method: &str) -> Offer {
-        Offer { method: method.into(), stream: false, raw: false, description: String::new() }
+        Offer { method: method.into(), stream: false, raw: false, description: String::new(), at: Vec::new(), mode: Mode::Public }
     }
 
     fn served(node: &Node) -> Vec<String> {

@@ -6,12 +6,13 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::failure::{Cause, Failure};
-use super::types::{ConnectRequest, Connected, Pong, millis};
+use super::types::{ConnectRequest, Connected, Pong, ServicesRequest, millis};
 use crate::Node;
 use crate::id::NodeId;
 use crate::node::config::PeerRef;
 use crate::node::store::PeerName;
 use crate::proto::status::Code;
+use crate::service::Search;
 use crate::session::{Session, SessionState};
 
 /// A peer that is meant, and where it may be.
@@ -52,16 +53,36 @@ pub async fn resolve(node: &Node, text: &str) -> Result<Target, Failure> {
 pub fn parse(text: &str) -> Result<PeerRef, Failure> {
     if text.starts_with("service:") {
         let failure =
-            Failure::new(Cause::Usage, Code::Unimplemented, "`service:NAME` cannot be called yet: there are no directories");
-        return Err(failure.hint("name the peer that serves it: its id, ticket, or the name you gave it"));
+            Failure::usage("a service is meant here where a peer is needed: it may have several providers, and other ones later");
+        return Err(failure.hint("`volt services` lists them; `volt call service:NAME[@PEER]` calls one of them"));
     }
     text.parse().map_err(|error| Failure::usage(format!("{text:?} is no peer: {error}")))
+}
+
+/// The service that a text means, if it means one: `service:NAME`, or `service:NAME@PEER` as that peer's directory lists it.
+pub fn service(text: &str) -> Option<(&str, Option<&str>)> {
+    let service = text.strip_prefix("service:")?;
+    Some(service.split_once('@').map_or((service, None), |(name, peer)| (name, Some(peer))))
 }
 
 /// Nobody has that name.
 pub fn unknown_name(name: &PeerName) -> Failure {
     Failure::new(Cause::Usage, Code::NotFound, format!("no peer is named {:?}", name.as_str()))
         .hint(format!("give the name with `volt connect TICKET --as {name}`; `volt peers` lists the names there are"))
+}
+
+/// Where to look for services, and what keeps the session with whose directory it is.
+///
+/// # Errors
+/// [`Failure`]: no such peer, refused, or nobody there in time.
+pub async fn search(node: &Node, guests: &Guests, request: &ServicesRequest) -> Result<(Search, Option<Guest>), Failure> {
+    let pattern = request.pattern.as_deref().unwrap_or("*");
+    let Some(peer) = &request.peer else {
+        return Ok((node.directory().query(pattern).offline(request.offline), None));
+    };
+    let target = resolve(node, peer).await?;
+    let guest = guests.session(node, &target, Duration::from_millis(request.timeout_ms), false).await?;
+    Ok((guest.session().query(pattern).offline(request.offline), Some(guest)))
 }
 
 /// Sessions held only while somebody uses them. Clones share them.

@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use super::failure::{Cause, Failure};
 use super::lines::{CallLine, json};
 use super::offers::{CALLS, Incoming, Offers};
+use super::peers::Guests;
 use super::types::{Invocation, Offer, ServeLine};
 use crate::proto::body::ContentType;
 use crate::proto::status::{Code, Status};
@@ -74,11 +75,19 @@ impl Pending {
 ///
 /// # Errors
 /// [`Failure`]: a name that cannot be one, or is taken.
-pub async fn serve(offers: &Offers, pending: &Pending, offer: Offer, told: &mpsc::Sender<ServeLine>) -> Result<(), Failure> {
+pub async fn serve(
+    offers: &Offers,
+    pending: &Pending,
+    guests: &Guests,
+    offer: Offer,
+    told: &mpsc::Sender<ServeLine>,
+) -> Result<(), Failure> {
     let (to, mut calls) = mpsc::channel(CALLS);
-    let _offering = offers.add(offer.clone(), to)?;
+    let offering = offers.add(offer.clone(), to)?;
+    let announced = offering.announce(guests, &offer).await?;
+    let at = announced.iter().map(|announced| announced.at()).collect();
     let mut mine = Mine { pending, waiting: Vec::new() };
-    let _ = told.send(ServeLine::Serving { method: offer.method, provider: offers.provider() }).await;
+    let _ = told.send(ServeLine::Serving { method: offer.method, provider: offers.provider(), at }).await;
     loop {
         let overdue = mine.waiting.first().map(|(until, _)| *until);
         tokio::select! {

@@ -15,10 +15,11 @@ use tokio::task::JoinHandle;
 
 use super::call::call;
 use super::failure::{Cause, Failure};
-use super::http::Api;
+use super::http::{Api, Sent, read};
 use super::lines::{CallLine, Lines, line};
+use super::peers::search;
 use super::serve;
-use super::types::{CallHead, EventLine, Offer, ServeLine};
+use super::types::{CallHead, EventLine, Offer, ServeLine, ServicesRequest, WatchLine};
 use crate::proto::status::Code;
 
 /// Lines on their way to a client.
@@ -93,6 +94,35 @@ pub async fn post_call(State(api): State<Arc<Api>>, body: Body) -> Response {
     owned_lines(to_client, line, work)
 }
 
+pub async fn post_watch(State(api): State<Arc<Api>>, body: Sent) -> Response {
+    let (told, to_client) = mpsc::channel(LINES);
+    let work = async move {
+        let watched: Result<(), Failure> = async {
+            let request: ServicesRequest = read(body)?;
+            let (search, _guest) = search(&api.node, &api.guests, &request).await?;
+            let mut watch = search.watch().await?;
+            let mut ended = api.ended.subscribe();
+            loop {
+                let presence = tokio::select! {
+                    biased;
+                    presence = watch.next() => presence,
+                    _ = ended.wait_for(|ended| *ended) => None,
+                };
+                let gone = || Failure::new(Cause::Local, Code::Unavailable, "the node has gone down");
+                let line = WatchLine::of(&presence.ok_or_else(gone)?);
+                if told.send(line).await.is_err() {
+                    return Ok(());
+                }
+            }
+        }
+        .await;
+        if let Err(failure) = watched {
+            let _ = told.send(WatchLine::Error(failure)).await;
+        }
+    };
+    owned_lines(to_client, line, work)
+}
+
 pub async fn post_serve(State(api): State<Arc<Api>>, body: Body) -> Response {
     let mut from_client = Lines::new(body.into_data_stream());
     let (told, to_client) = mpsc::channel(LINES);
@@ -105,7 +135,7 @@ pub async fn post_serve(State(api): State<Arc<Api>>, body: Body) -> Response {
         let mut ended = api.ended.subscribe();
         let result = tokio::select! {
             biased;
-            result = serve::serve(&api.offers, &api.pending, offer, &told) => result,
+            result = serve::serve(&api.offers, &api.pending, &api.guests, offer, &told) => result,
             // Whatever the client says, or its silence at the end, means that it serves no longer.
             _ = from_client.next() => Ok(()),
             _ = ended.wait_for(|ended| *ended) => {

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::id::NodeId;
 use crate::policy::{Effect, Rule, Verdict};
 use crate::proto::control::SessionId;
-use crate::service::MethodDescription;
+use crate::service::{Found, MethodDescription, Mode, Presence};
 use crate::session::{Event, PeerInfo};
 
 /// How a node is.
@@ -214,11 +214,87 @@ pub struct ServiceLine {
     pub provider: NodeId,
     /// Whether it can be called now.
     pub online: bool,
+    /// The node whose directory it is mirrored from, if it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub at: Option<NodeId>,
+    /// Its version.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub version: String,
+    /// Names and values that its provider says of it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub metadata: Vec<(String, String)>,
+    /// It is not listed any more.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub withdrawn: bool,
     /// What it says it is for.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub description: String,
     /// Its methods, with their JSON Schemas.
     pub methods: Vec<MethodDescription>,
+}
+
+impl ServiceLine {
+    /// What is told of a service that was found.
+    pub fn of(found: &Found) -> Self {
+        let described = found.service();
+        let text = |(name, value): &(String, Vec<u8>)| (name.clone(), String::from_utf8_lossy(value).into_owned());
+        let (version, description, methods) =
+            described.map(|service| (service.version, service.description, service.methods)).unwrap_or_default();
+        Self {
+            name: found.name.clone(),
+            provider: found.provider,
+            online: found.online,
+            at: found.at,
+            version,
+            metadata: found.metadata.iter().map(text).collect(),
+            withdrawn: false,
+            description,
+            methods,
+        }
+    }
+}
+
+/// What is told to who watches services.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum WatchLine {
+    /// How a service is now.
+    Service(ServiceLine),
+    /// Some changes were not told; what follows is right again.
+    Missed(bool),
+    /// Why there is nothing more.
+    Error(super::Failure),
+}
+
+impl WatchLine {
+    /// What is told of what happened.
+    pub fn of(presence: &Presence) -> Self {
+        match presence {
+            Presence::Online(found) | Presence::Offline(found) | Presence::Changed(found) => {
+                Self::Service(ServiceLine::of(found))
+            }
+            Presence::Withdrawn(found) => Self::Service(ServiceLine { withdrawn: true, ..ServiceLine::of(found) }),
+            Presence::Missed => Self::Missed(true),
+        }
+    }
+}
+
+/// Which services are looked for, and where.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ServicesRequest {
+    /// In whose directory: `did:key:…`, a ticket, or a name; this node's own if left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peer: Option<String>,
+    /// Their names, with `*` for any text; all if left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pattern: Option<String>,
+    /// Those that are offline, too.
+    #[serde(default)]
+    pub offline: bool,
+    /// How long it may take, in milliseconds.
+    #[serde(default = "ten_seconds")]
+    pub timeout_ms: u64,
 }
 
 /// A rule to add, or a question: who, what, on which resource.
@@ -354,6 +430,12 @@ pub struct Offer {
     /// What it does.
     #[serde(default)]
     pub description: String,
+    /// Peers in whose directories the service is to be listed for as long as it is served.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub at: Vec<String>,
+    /// Who may find it there.
+    #[serde(default)]
+    pub mode: Mode,
 }
 
 /// What is told to who serves a method.
@@ -367,6 +449,9 @@ pub enum ServeLine {
         method: String,
         /// Who provides it.
         provider: NodeId,
+        /// Where it is listed.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        at: Vec<NodeId>,
     },
     /// A call, to be answered at `/v1/serve/calls/{id}` from within 10 s.
     Call(Invocation),

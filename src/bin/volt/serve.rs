@@ -7,8 +7,10 @@ use clap::Args;
 use serde_json::json;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
+use voltmesh::id::NodeId;
 use voltmesh::local::{self, CallLine, Cause, Failure, Invocation, Offer, ServeLine};
 use voltmesh::proto::status::{Code, Status};
+use voltmesh::service::Mode;
 
 use crate::client::Client;
 use crate::context::Context;
@@ -28,7 +30,7 @@ use crate::signals::Signals;
 /// Who may call is up to `volt policy`. Several `serve` can serve methods of one service. Needs a running node (`volt up`).
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  volt serve greeter/hello --exec 'jq \"hello \" + .'\n  volt serve disk/free --exec 'df -h /' --raw\n  volt serve text/upper --exec 'stdbuf -oL tr a-z A-Z' --stream"
+    after_help = "Examples:\n  volt serve greeter/hello --exec 'jq \"hello \" + .'\n  volt serve disk/free --exec 'df -h /' --raw\n  volt serve camera/snap --exec ./snap --raw --at hub\n  volt serve text/upper --exec 'stdbuf -oL tr a-z A-Z' --stream"
 )]
 pub struct Serve {
     /// The function's name
@@ -46,6 +48,23 @@ pub struct Serve {
     /// What the function does, for `volt services`
     #[arg(long, value_name = "TEXT", default_value = "")]
     description: String,
+    /// List the service in this peer's directory for as long as it is served; may be given several times
+    #[arg(long, value_name = "PEER")]
+    at: Vec<String>,
+    /// Who may find it there: `public` (whoever may discover), `trusted` (whom that node's owner knows) or ids
+    #[arg(long, value_name = "public|trusted|ID,…", default_value = "public", value_parser = visible, requires = "at")]
+    visible: Mode,
+}
+
+fn visible(text: &str) -> Result<Mode, String> {
+    match text {
+        "public" => Ok(Mode::Public),
+        "trusted" => Ok(Mode::Trusted),
+        ids => {
+            let id = |text: &str| text.parse().map_err(|error| format!("{text:?} is no id: {error}"));
+            ids.split(',').map(id).collect::<Result<Vec<NodeId>, String>>().map(Mode::Private)
+        }
+    }
 }
 
 /// Time that calls have to end in when the command is told to end.
@@ -62,7 +81,14 @@ impl Serve {
     pub async fn run(self, context: &Context) -> Result<(), Failure> {
         let client = running(context).await?;
         let mut signals = Signals::new()?;
-        let offer = Offer { method: self.method, stream: self.stream, raw: self.raw, description: self.description };
+        let offer = Offer {
+            method: self.method,
+            stream: self.stream,
+            raw: self.raw,
+            description: self.description,
+            at: self.at,
+            mode: self.visible,
+        };
         let recipe = Recipe { command: self.exec, raw: self.raw, stream: self.stream };
         let (to_node, lines) = mpsc::channel(1);
         let _ = to_node.try_send(local::line(&offer));
@@ -71,7 +97,10 @@ impl Serve {
         let ended = loop {
             tokio::select! {
                 line = told.parse::<ServeLine>() => match line {
-                    Ok(Some(ServeLine::Serving { method, .. })) => Context::note(&format!("Serving {method}.")),
+                    Ok(Some(ServeLine::Serving { method, at, .. })) => {
+                        let listed: Vec<String> = at.iter().map(|at| format!(", listed at {at}")).collect();
+                        Context::note(&format!("Serving {method}{}.", listed.concat()));
+                    }
                     Ok(Some(ServeLine::Call(call))) => {
                         let (cancel, cancelled) = oneshot::channel();
                         cancels.insert(call.id, cancel);

@@ -1,21 +1,22 @@
 //! `services`: what is offered, here or at a peer.
 
-use std::collections::BTreeMap;
-use std::time::Duration;
-
 use clap::Args;
-use voltmesh::local::{Failure, ServiceLine, peers, services_at};
+use tokio::sync::mpsc;
+use voltmesh::local::{Failure, ServiceLine, ServicesRequest, WatchLine, peers, services_at};
 use voltmesh::policy::Pattern;
 
+use crate::client::Client;
 use crate::context::Context;
 use crate::door::{Door, running};
 use crate::output::{self, escape_line};
 use crate::signals::Signals;
 
-/// What this node serves, or what a peer lets this node call; --json adds the schemas
+/// What is offered at this node, or at a peer as far as it shows it; --json adds the schemas
+///
+/// What a node serves itself, and what its peers have registered with it. With --watch changes follow as they happen.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  volt services\n  volt services bob\n  volt services bob 'greet*' --json | jq '.methods[].name'"
+    after_help = "Examples:\n  volt services\n  volt services bob\n  volt services bob 'cam*' --watch\n  volt services bob 'greet*' --json | jq '.methods[].name'"
 )]
 pub struct Services {
     /// A ticket, an id (`did:key:…`) or a name; left out: this node
@@ -25,80 +26,93 @@ pub struct Services {
     /// Go on and show changes
     #[arg(long)]
     watch: bool,
-    /// Those that are offline too; there is nothing to add yet, as no node keeps a directory of others' services
+    /// Those that are offline too: registered within the last day, and not withdrawn
     #[arg(long)]
     offline: bool,
 }
 
-/// Time between two looks of --watch.
-const LOOK: Duration = Duration::from_secs(1);
-
 impl Services {
     pub async fn run(self, context: &Context) -> Result<(), Failure> {
-        let pattern: Pattern = self.pattern.as_deref().unwrap_or("*").parse().map_err(Failure::usage)?;
+        if let Some(pattern) = &self.pattern {
+            pattern.parse::<Pattern>().map_err(Failure::usage)?;
+        }
         if let Some(peer) = &self.peer {
             peers::parse(peer)?;
         }
-        // Without a node there is nothing served here, and nothing to watch from.
+        // Without a node there is no directory here, and nothing to watch from.
         let door =
             if self.peer.is_none() || self.watch { Door::Node(running(context).await?) } else { Door::open(context).await? };
         let mut signals = Signals::new()?;
         let done = tokio::select! {
-            done = self.show(context, &door, &pattern) => done,
+            done = self.show(context, &door) => done,
             _ = signals.next() => Ok(()),
         };
         signals.or_exit(door.close()).await;
         done
     }
 
-    async fn show(&self, context: &Context, door: &Door, pattern: &Pattern) -> Result<(), Failure> {
-        let mut known = self.look(door, pattern).await?;
-        print(context, known.values().cloned().collect());
-        if !self.watch {
-            return Ok(());
+    async fn show(&self, context: &Context, door: &Door) -> Result<(), Failure> {
+        let request =
+            ServicesRequest { peer: self.peer.clone(), pattern: self.pattern.clone(), offline: self.offline, timeout_ms: 10_000 };
+        if let (true, Door::Node(client)) = (self.watch, door) {
+            return watch(context, client, &request).await;
         }
-        loop {
-            tokio::time::sleep(LOOK).await;
-            let now = match self.look(door, pattern).await {
-                Ok(now) => now,
-                Err(failure) if failure.cause == voltmesh::local::Cause::Unreached => BTreeMap::new(),
-                Err(failure) => return Err(failure),
-            };
-            let gone = known.iter().filter(|(name, _)| !now.contains_key(*name));
-            let mut changes: Vec<_> = gone.map(|(_, line)| ServiceLine { online: false, ..line.clone() }).collect();
-            changes.extend(now.iter().filter(|(name, line)| known.get(*name) != Some(*line)).map(|(_, line)| line.clone()));
-            print(context, changes);
-            known = now;
-        }
-    }
-
-    async fn look(&self, door: &Door, pattern: &Pattern) -> Result<BTreeMap<String, ServiceLine>, Failure> {
-        let lines: Vec<ServiceLine> = match (door, &self.peer) {
-            (Door::Node(client), None) => client.get("/v1/services").await?,
-            (Door::Node(client), Some(peer)) => client.get(&format!("/v1/services?peer={}", query(peer))).await?,
-            (Door::Visitor(node, guests), peer) => services_at(node, guests, peer.as_deref(), Duration::from_secs(10)).await?,
+        let lines: Vec<ServiceLine> = match door {
+            Door::Node(client) => {
+                let peer = self.peer.as_ref().map(|peer| format!("&peer={}", query(peer))).unwrap_or_default();
+                let pattern = self.pattern.as_ref().map(|pattern| format!("&pattern={}", query(pattern))).unwrap_or_default();
+                client.get(&format!("/v1/services?offline={}{peer}{pattern}", self.offline)).await?
+            }
+            Door::Visitor(node, guests) => services_at(node, guests, &request).await?,
         };
-        Ok(lines.into_iter().filter(|line| pattern.matches(&line.name)).map(|line| (line.name.clone(), line)).collect())
+        match context.json {
+            true => lines.iter().for_each(output::json),
+            false => output::table(HEAD, lines.iter().flat_map(rows).collect()),
+        }
+        Ok(())
     }
 }
 
-fn print(context: &Context, lines: Vec<ServiceLine>) {
-    if context.json {
-        lines.iter().for_each(output::json);
-        return;
-    }
-    if lines.is_empty() {
-        return;
-    }
-    let mut rows = Vec::new();
-    for line in &lines {
-        let state = if line.online { "online" } else { "offline" };
-        for method in &line.methods {
-            let name = format!("{}/{}", escape_line(&line.name), escape_line(&method.name));
-            rows.push(vec![name, method.shape.name().to_owned(), state.to_owned(), escape_line(&method.description)]);
+/// Shows what is there, and then what happens, until the node goes down.
+async fn watch(context: &Context, client: &Client, request: &ServicesRequest) -> Result<(), Failure> {
+    let (send, lines) = mpsc::channel(1);
+    let _ = send.try_send(voltmesh::local::line(request));
+    drop(send);
+    let mut told = client.stream("/v1/services/watch", lines).await?;
+    loop {
+        match told.parse::<WatchLine>().await? {
+            Some(WatchLine::Service(line)) if context.json => output::json(&line),
+            Some(WatchLine::Service(line)) => rows(&line).iter().for_each(|row| output::line(&row.join("\t"))),
+            Some(WatchLine::Missed(_)) => Context::note("Some changes were not shown."),
+            Some(WatchLine::Error(failure)) => return Err(failure),
+            Some(_) => {}
+            None => return Err(Failure::local("the node has gone down")),
         }
     }
-    output::table(&["METHOD", "SHAPE", "STATE", "DOES"], rows);
+}
+
+const HEAD: &[&str] = &["METHOD", "SHAPE", "STATE", "PROVIDER", "DOES"];
+
+/// A row for each method; one for a service that shows none.
+fn rows(line: &ServiceLine) -> Vec<Vec<String>> {
+    let state = match (line.withdrawn, line.online) {
+        (true, _) => "withdrawn",
+        (false, true) => "online",
+        (false, false) => "offline",
+    };
+    let name = match line.version.is_empty() {
+        true => escape_line(&line.name),
+        false => format!("{} {}", escape_line(&line.name), escape_line(&line.version)),
+    };
+    let row = |name: String, shape: &str, does: &str| {
+        vec![name, shape.to_owned(), state.to_owned(), line.provider.to_string(), escape_line(does)]
+    };
+    let methods = line.methods.iter().map(|method| {
+        let name = format!("{}/{}", escape_line(&line.name), escape_line(&method.name));
+        row(name, method.shape.name(), &method.description)
+    });
+    let rows: Vec<_> = methods.collect();
+    if rows.is_empty() { vec![row(name, "-", &line.description)] } else { rows }
 }
 
 /// Text as part of a query.
