@@ -79,6 +79,16 @@ impl Failure {
         self
     }
 
+    /// Nothing was sent.
+    pub(super) fn not_sent(self) -> Self {
+        self.outcome(Outcome::NotSent)
+    }
+
+    /// What became of it is not known.
+    pub(super) fn outcome_unknown(self) -> Self {
+        self.outcome(Outcome::Unknown)
+    }
+
     fn outcome(mut self, outcome: Outcome) -> Self {
         self.outcome = match outcome {
             Outcome::Answered => None,

@@ -27,6 +27,8 @@ use super::rules;
 use super::serve::Pending;
 use super::streams::{events, get_events, post_call, post_down, post_serve, post_serve_call};
 use super::types::{EventLine, NodeStatus, PeerLine, PeerRequest, RuleAdded, RuleRequest, ServiceLine, SessionLine};
+use super::wires;
+use super::wires::{get_wires, post_publish, post_subscribe};
 use crate::Node;
 use crate::policy::Source;
 
@@ -132,6 +134,9 @@ fn router(api: Arc<Api>) -> Router {
         .route("/v1/call", post(post_call))
         .route("/v1/serve", post(post_serve))
         .route("/v1/serve/calls/{id}", post(post_serve_call))
+        .route("/v1/wires", get(get_wires).post(post_wires))
+        .route("/v1/wires/publish", post(post_publish))
+        .route("/v1/wires/subscribe", post(post_subscribe))
         .route("/v1/down", post(post_down))
         .fallback(|| async { Failure::new(Cause::Usage, crate::proto::status::Code::NotFound, "there is no such route") })
         .method_not_allowed_fallback(|| async { Failure::usage("this route takes another method") })
@@ -226,6 +231,10 @@ async fn post_connect(State(api): State<Arc<Api>>, body: Sent) -> Response {
     answer(async { peers::connect(&api.node, &api.guests, &read(body)?).await }.await)
 }
 
+async fn post_wires(State(api): State<Arc<Api>>, body: Sent) -> Response {
+    answer(async { wires::create(&api.node, &api.guests, &read(body)?).await }.await)
+}
+
 async fn post_disconnect(State(api): State<Arc<Api>>, body: Sent) -> Response {
     let done = async {
         let request: PeerRequest = read(body)?;
@@ -274,9 +283,9 @@ async fn delete_policy(State(api): State<Arc<Api>>, UrlPath(id): UrlPath<String>
 }
 
 /// The body of a request that is no stream.
-type Sent = Result<Bytes, BytesRejection>;
+pub(super) type Sent = Result<Bytes, BytesRejection>;
 
-fn read<T: DeserializeOwned>(body: Sent) -> Result<T, Failure> {
+pub(super) fn read<T: DeserializeOwned>(body: Sent) -> Result<T, Failure> {
     parse(&body.map_err(|error| Failure::usage(format!("a request has at most {REQUEST_BYTES} bytes: {error}")))?)
 }
 

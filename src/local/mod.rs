@@ -11,10 +11,12 @@ mod http;
 mod lines;
 mod offers;
 pub mod peers;
+mod pieces;
 pub mod rules;
 mod serve;
 mod streams;
 mod types;
+pub mod wires;
 
 pub use call::{Replies, Requests, call};
 pub use failure::{Cause, Failure};
@@ -22,6 +24,7 @@ pub use http::{Server, services_at, status};
 pub use lines::{CallLine, LINE_BYTES, Lines, StatusLine, json, line, parse};
 pub use offers::CALLS;
 pub use peers::{Guests, Target};
+pub use pieces::{PIECE_BYTES, Pieces, put_piece};
 pub use types::{
     Answer, CallHead, ConnectRequest, Connected, EventLine, Invocation, NodeStatus, Offer, PeerLine, PeerRequest, Pong,
     RuleAdded, RuleRequest, ServeLine, ServiceLine, SessionLine, verdict_text,

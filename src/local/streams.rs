@@ -170,8 +170,18 @@ fn lines<T: Send + 'static>(receive: mpsc::Receiver<T>, write: impl Fn(&T) -> By
 }
 
 /// The same, made by work that ends when the client has gone.
-fn owned_lines<T: Send + 'static>(
+pub(super) fn owned_lines<T: Send + 'static>(
     receive: mpsc::Receiver<T>,
+    write: impl Fn(&T) -> Bytes + Clone + Send + 'static,
+    work: impl Future<Output = ()> + Send + 'static,
+) -> Response {
+    owned(receive, "application/x-ndjson", write, work)
+}
+
+/// A body of that type, made by work that ends when the client has gone.
+pub(super) fn owned<T: Send + 'static>(
+    receive: mpsc::Receiver<T>,
+    content_type: &'static str,
     write: impl Fn(&T) -> Bytes + Clone + Send + 'static,
     work: impl Future<Output = ()> + Send + 'static,
 ) -> Response {
@@ -186,5 +196,5 @@ fn owned_lines<T: Send + 'static>(
         let next = owned.0.recv().await?;
         Some((Ok::<_, Infallible>(write(&next)), (owned, write)))
     });
-    ([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(stream)).into_response()
+    ([(header::CONTENT_TYPE, content_type)], Body::from_stream(stream)).into_response()
 }

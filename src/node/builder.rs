@@ -19,6 +19,7 @@ use crate::policy::{PolicyInput, Rule};
 use crate::proto::control::{BootId, Profile, Role};
 use crate::service::{Registry, Server, Service};
 use crate::session::{Hub, Own};
+use crate::wire::Wires;
 
 /// What a node is to be. Made by [`Node::builder`].
 ///
@@ -185,11 +186,13 @@ impl Builder {
             let (registry, network) = (registry.clone(), network.handle().clone());
             Arc::new(Server::new(own.id, registry, runtime, network, config.limits.call_deadline_max))
         };
-        let (hub, tasks) = Hub::new(own, endpoint, rules.handle().clone(), Arc::new(Doors { server: server.clone() }));
+        let wires = Arc::new(kept.wires(&network).await?);
+        let doors = Doors { server: server.clone(), wires: wires.clone() };
+        let (hub, tasks) = Hub::new(own, endpoint, rules.handle().clone(), Arc::new(doors));
         server.directory().tell_to(hub.teller());
         let (home, store, lock) = (kept.home, kept.store, kept.lock);
         let before = Before { peers: kept.stored_peers, sessions: kept.sessions };
-        let parts = Parts { hub, rules, registry, server, network, home, store, lock, watch_network, before };
+        let parts = Parts { hub, rules, registry, server, wires, network, home, store, lock, watch_network, before };
         Node::start(parts, tasks, config.connect).await
     }
 }
@@ -263,6 +266,14 @@ impl Kept {
         let sessions = lock.as_ref().map(|_| List::new(home.file(files::SESSIONS)).read()).unwrap_or_default();
         let (home, store) = (Some(home), Some(Arc::new(store)));
         Ok(Self { key, restart, home, store, lock, config, stored_rules, stored_peers, sessions })
+    }
+
+    /// The wires that are kept in the home. A visitor hosts none.
+    async fn wires(&self, network: &Network) -> Result<Wires, BindError> {
+        let home = self.home.as_ref().filter(|_| self.lock.is_some());
+        let (directory, network) = (home.map(|home| home.file(files::WIRES)), network.clone());
+        let opened = tokio::task::spawn_blocking(move || Wires::open(directory, network)).await;
+        Ok(opened.map_err(|error| BindError::System(error.to_string()))??)
     }
 
     /// Binds where the configuration says; without a word from it, at the default port, the one chosen before, or a free one.

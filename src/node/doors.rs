@@ -7,10 +7,12 @@ use crate::proto::close::StreamCode;
 use crate::proto::stream::Purpose;
 use crate::service::Server;
 use crate::session::{Acceptor, Attached, Core, Serving, StreamRecv, StreamSend};
+use crate::wire::Wires;
 
 /// Everything a node serves with.
 pub(super) struct Doors {
     pub server: Arc<Server>,
+    pub wires: Arc<Wires>,
 }
 
 impl Acceptor for Doors {
@@ -21,7 +23,8 @@ impl Acceptor for Doors {
     fn stream(&self, purpose: Purpose, mut send: StreamSend, mut recv: StreamRecv) -> Serving {
         match purpose {
             Purpose::Directory => self.server.feed(send, recv),
-            Purpose::Wire | Purpose::Call | Purpose::Session => Box::pin(async move {
+            Purpose::Wire => self.wires.serve(send, recv),
+            Purpose::Call | Purpose::Session => Box::pin(async move {
                 send.reset(StreamCode::Kind);
                 recv.stop(StreamCode::Kind);
             }),
@@ -41,6 +44,10 @@ impl Acceptor for Doors {
     }
 
     fn part(&self, of: TypeId) -> Option<Arc<dyn Any + Send + Sync>> {
-        (of == TypeId::of::<Server>()).then(|| self.server.clone() as _)
+        match of {
+            of if of == TypeId::of::<Server>() => Some(self.server.clone()),
+            of if of == TypeId::of::<Wires>() => Some(self.wires.clone()),
+            _ => None,
+        }
     }
 }

@@ -21,6 +21,9 @@ pub enum BindError {
     /// The store cannot be used.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The directory of persistent wires cannot be used.
+    #[error(transparent)]
+    Wires(#[from] crate::wire::WireFileError),
     /// The configuration is wrong.
     #[error(transparent)]
     Config(#[from] ConfigError),

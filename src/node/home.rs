@@ -26,6 +26,8 @@ pub mod files {
     pub const CONFIG: &str = "volt.toml";
     /// The store: peers and rules.
     pub const STORE: &str = "volt.redb";
+    /// The directory of persistent wires, a file each.
+    pub const WIRES: &str = "wires";
     /// The socket of the local API; a link to it where its path would be too long.
     pub const SOCKET: &str = "volt.sock";
     /// Held by the running node; contains its process id.

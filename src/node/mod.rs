@@ -37,6 +37,7 @@ use crate::policy::{PolicyHandle, Rule};
 use crate::proto::close::CloseCode;
 use crate::service::{Registration, Registry, Server, Service, ServiceError};
 use crate::session::{Event, Hub, HubTasks, PeerInfo, Session, WaitError};
+use crate::wire::{Wire, WireError, WireFileError, WireInfo, Wires};
 
 /// A running node. Clones share it; the node ends with [`Node::shutdown`], or when the last clone is dropped.
 ///
@@ -58,6 +59,7 @@ struct Inner {
     rules: Rules,
     registry: Registry,
     server: Arc<Server>,
+    wires: Arc<Wires>,
     network: Network,
     borrowed: Borrowed,
     home: Option<Home>,
@@ -72,6 +74,7 @@ struct Parts {
     rules: Rules,
     registry: Registry,
     server: Arc<Server>,
+    wires: Arc<Wires>,
     network: Network,
     home: Option<Home>,
     store: Option<Arc<Store>>,
@@ -120,13 +123,13 @@ impl Node {
     }
 
     async fn start(parts: Parts, tasks: HubTasks, connect: Vec<PeerRef>) -> Result<Self, BindError> {
-        let Parts { hub, rules, registry, server, network, home, store, lock, watch_network, before } = parts;
+        let Parts { hub, rules, registry, server, wires, network, home, store, lock, watch_network, before } = parts;
         let stored = before.peers;
         hub.set_addresses(addresses::reachable(hub.endpoint().local()));
         let running = network.spawn(tasks.run());
         let (lock, tasks) = (Mutex::new(lock), Mutex::new(vec![running]));
         let borrowed = Borrowed::new(hub.clone(), rules.clone(), network.clone());
-        let node = Self(Arc::new(Inner { hub, rules, registry, server, network, borrowed, home, store, lock, tasks }));
+        let node = Self(Arc::new(Inner { hub, rules, registry, server, wires, network, borrowed, home, store, lock, tasks }));
         node.remember_who_is_seen();
         if watch_network {
             node.watch_network();
@@ -264,6 +267,33 @@ impl Node {
     /// What this node serves, by name.
     pub fn services(&self) -> Vec<crate::service::ServiceDescription> {
         self.0.registry.describe(|_| true)
+    }
+
+    /// A wire of this node: publishing and subscribing here needs no leave. It need not be there yet.
+    ///
+    /// # Errors
+    /// [`WireError::Name`].
+    pub fn wire(&self, name: &str) -> Result<Wire, WireError> {
+        Wire::here(Wires::clone(&self.0.wires), name)
+    }
+
+    /// The wires of this node; those in memory that are still used, and those on disk. One that cannot be opened is in
+    /// [`Node::broken_wires`].
+    pub fn wires(&self) -> Vec<WireInfo> {
+        self.0.wires.list(|_| true)
+    }
+
+    /// Files of wires that could not be opened when the node started, and why. Their wires refuse everything.
+    pub fn broken_wires(&self) -> Vec<(PathBuf, String)> {
+        self.0.wires.broken().to_vec()
+    }
+
+    /// Removes a wire and what is kept of it. Says whether it was there.
+    ///
+    /// # Errors
+    /// Its file cannot be removed. It is not there any more until the next start.
+    pub async fn remove_wire(&self, name: &str) -> Result<bool, WireFileError> {
+        self.0.wires.remove(name).await
     }
 
     /// What is listed at this node: its own services, and those its peers have registered here. For its owner, who sees everything.
@@ -439,6 +469,8 @@ impl Node {
         for task in tasks {
             let _ = task.await;
         }
+        let wires = self.0.wires.clone();
+        let _ = tokio::task::spawn_blocking(move || wires.close()).await;
         drop(self.0.lock.lock().expect("nothing panics while it is held").take());
     }
 

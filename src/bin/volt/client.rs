@@ -73,6 +73,12 @@ impl Client {
         Ok(Lines::new(response.into_body().into_data_stream()))
     }
 
+    /// Asks for something that comes as bytes, for as long as it does. Dropping the answer ends it.
+    pub async fn pieces(&self, path: &str, request: &impl Serialize) -> Result<BodyDataStream<Incoming>, Failure> {
+        let body = Full::new(voltmesh::local::line(request)).boxed_unsync();
+        Ok(self.request(Method::POST, path, body).await?.into_body().into_data_stream())
+    }
+
     async fn answer<T: DeserializeOwned>(&self, method: Method, path: &str, body: Body) -> Result<T, Failure> {
         parse(&read(self.request(method, path, body).await?).await?)
     }

@@ -31,6 +31,11 @@ impl Door {
         Ok(Self::Visitor(node, Guests::default()))
     }
 
+    /// The same for a wire: one of this node needs the node to run.
+    pub async fn for_wire(context: &Context, wire: &str) -> Result<Self, Failure> {
+        if wire.contains('@') { Self::open(context).await } else { running(context).await.map(Self::Node) }
+    }
+
     /// Says goodbye, if it was a visit.
     pub async fn close(self) {
         if let Self::Visitor(node, _) = self {

@@ -18,6 +18,7 @@ mod services;
 mod signals;
 mod status;
 mod up;
+mod wire;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -81,6 +82,8 @@ enum Command {
     Services(services::Services),
     Ping(ping::Ping),
     #[command(subcommand)]
+    Wire(wire::Wire),
+    #[command(subcommand)]
     Policy(policy::Policy),
     Bench(bench::Bench),
     /// Serve a measurement
@@ -130,6 +133,7 @@ async fn run(context: &Context, command: Command) -> Result<ExitCode, Failure> {
         Command::Serve(command) => command.run(context).await?,
         Command::Services(command) => command.run(context).await?,
         Command::Ping(command) => command.run(context).await?,
+        Command::Wire(command) => command.run(context).await?,
         Command::Policy(command) => command.run(context).await?,
         Command::Bench(command) => command.run(context)?,
         Command::BenchServer(command) => command.run()?,

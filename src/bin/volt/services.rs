@@ -102,7 +102,7 @@ fn print(context: &Context, lines: Vec<ServiceLine>) {
 }
 
 /// Text as part of a query.
-fn query(text: &str) -> String {
+pub fn query(text: &str) -> String {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~');
     text.bytes().map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") }).collect()
 }

@@ -162,6 +162,13 @@ impl Ring {
         (keep, next)
     }
 
+    /// What came after the newest that is here is elsewhere, up to this number: everything before it is kept no more.
+    pub fn jump(&mut self, next: u64) {
+        self.segments.clear();
+        self.bytes = 0;
+        (self.first, self.next) = (next, next);
+    }
+
     /// Lets the oldest segment go, if it is not the only one: says how many bytes that were.
     pub fn shed(&mut self) -> usize {
         if self.segments.len() < 2 {
@@ -185,7 +192,7 @@ impl Ring {
         let (mut pieces, mut count, mut bytes) = (Vec::new(), 0, 0);
         for (first, segment) in self.segments.range(from..) {
             let skipped = at.saturating_sub(*first);
-            let frames = segment.frames.slice(offset_of(&segment.frames, skipped)..);
+            let Some(frames) = skip_frames(&segment.frames, skipped) else { break };
             if bytes > 0 && bytes + frames.len() > bytes_max {
                 break;
             }
@@ -197,14 +204,14 @@ impl Ring {
     }
 }
 
-/// Where the frame after so many begins.
-fn offset_of(frames: &[u8], skip: u64) -> usize {
-    let mut at = 0;
+/// Whole frames without the first so many; `None` if there are not that many.
+pub fn skip_frames(frames: &Bytes, skip: u64) -> Option<Bytes> {
+    let mut at = 0usize;
     for _ in 0..skip {
-        let Ok(Some((length, taken))) = varint::get(&frames[at..]) else { return frames.len() };
-        at = (at + taken + length as usize).min(frames.len());
+        let (length, taken) = varint::get(frames.get(at..)?).ok()??;
+        at = at.checked_add(taken)?.checked_add(usize::try_from(length).ok()?)?;
     }
-    at
+    (at <= frames.len()).then(|| frames.slice(at..))
 }
 
 /// Cuts whole frames into segments of at most so many chunks, and of about 32 KiB, or one chunk.

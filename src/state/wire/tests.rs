@@ -161,11 +161,11 @@ fn the_publisher_that_was_silent_for_longest_is_forgotten() {
     let id = |number: u8| PublisherId([number; 16]);
     let mut publishers = Publishers::new(2);
     let (before, first) = publishers.open(id(1));
-    assert_eq!(before, None);
+    assert_eq!(before, Some(0), "nobody was forgotten yet");
     publishers.stored(id(1), 5);
     publishers.open(id(2));
     publishers.stored(id(1), 1);
-    publishers.open(id(3));
+    assert_eq!(publishers.open(id(3)).0, None);
     assert_eq!(publishers.get(&id(2)), None);
     assert_eq!(publishers.get(&id(1)).map(|known| known.last), Some(6));
     assert!(publishers.is_current(&id(1), first));

@@ -1,0 +1,100 @@
+//! What peers ask of this node's wires: reads the question, asks policy, answers.
+
+use bytes::Bytes;
+
+use super::wires::Wires;
+use super::{feed, intake};
+use crate::policy::{Action, Pattern};
+use crate::proto::close::StreamCode;
+use crate::proto::codec::{self, Message};
+use crate::proto::frame::{Frames, put_message};
+use crate::proto::limits;
+use crate::proto::status::{Code, Status};
+use crate::proto::wire::{Answer, Ask, Options};
+use crate::session::{Core, Serving, StreamError, StreamRecv, StreamSend};
+
+impl Wires {
+    /// Serves a stream of a peer's. The purpose byte has been read. Dropping the future ends what was asked for.
+    pub fn serve(&self, send: StreamSend, recv: StreamRecv) -> Serving {
+        let wires = self.clone();
+        Box::pin(async move { serve(&wires, send, recv).await })
+    }
+}
+
+async fn serve(wires: &Wires, mut send: StreamSend, mut recv: StreamRecv) {
+    let mut frames = Frames::new(Ask::LIMIT);
+    let asked = tokio::time::timeout(limits::HELLO, ask(&mut recv, &mut frames)).await;
+    let Ok(Some(ask)) = asked else {
+        send.reset(StreamCode::Protocol);
+        return recv.stop(StreamCode::Protocol);
+    };
+    let core = send.core().clone();
+    let ended = match ask {
+        Ask::Create { name, options } => match create(wires, &core, &name, options).await {
+            Ok(created) => answer(&mut send, &[created]).await,
+            Err(status) => refuse(&mut send, status).await,
+        },
+        Ask::List { pattern } => match pattern.parse::<Pattern>() {
+            Ok(pattern) => list(wires, &core, &pattern, &mut send).await,
+            Err(error) => refuse(&mut send, Status::new(Code::InvalidArgument, error.to_string())).await,
+        },
+        Ask::Publish { name, publisher, epoch: _ } => match may_use(wires, &core, Action::Publish, &name) {
+            Ok(log) => return intake::serve(log, publisher, send, recv, frames).await,
+            Err(status) => refuse(&mut send, status).await,
+        },
+        Ask::Subscribe { name, from } => match may_use(wires, &core, Action::Subscribe, &name).and_then(|log| log.read(from)) {
+            Ok(reader) => return feed::serve(reader, send, recv).await,
+            Err(status) => refuse(&mut send, status).await,
+        },
+    };
+    if ended.is_ok() {
+        let _ = send.finish();
+    }
+}
+
+async fn ask(recv: &mut StreamRecv, frames: &mut Frames) -> Option<Ask> {
+    loop {
+        if let Some(frame) = frames.next_frame().ok()? {
+            return codec::decode(&frame).ok();
+        }
+        frames.push(recv.read().await.ok()??);
+    }
+}
+
+async fn create(wires: &Wires, core: &Core, name: &str, options: Options) -> Result<Answer, Status> {
+    if !core.may(Action::Create, name) {
+        return Err(denied(Action::Create));
+    }
+    let (log, existed) = wires.create(name, options).await?;
+    Ok(Answer::Created { epoch: log.epoch(), existed })
+}
+
+/// The wires that the peer may publish or subscribe to.
+async fn list(wires: &Wires, core: &Core, pattern: &Pattern, send: &mut StreamSend) -> Result<(), StreamError> {
+    let may = |name: &str| core.may(Action::Subscribe, name) || core.may(Action::Publish, name);
+    let mut answers: Vec<Answer> = wires.list(|name| pattern.matches(name) && may(name)).into_iter().map(Answer::Wire).collect();
+    answers.push(Answer::Last);
+    answer(send, &answers).await
+}
+
+fn may_use(wires: &Wires, core: &Core, action: Action, name: &str) -> Result<std::sync::Arc<super::log::Log>, Status> {
+    if !core.may(action, name) {
+        return Err(denied(action));
+    }
+    wires.find_or_make(name, || core.may(Action::Create, name))
+}
+
+/// What a peer is told that policy does not let: nothing of what there is.
+pub(super) fn denied(action: Action) -> Status {
+    Status::new(Code::PermissionDenied, format!("policy does not allow this: {action}"))
+}
+
+pub(super) async fn answer(send: &mut StreamSend, answers: &[Answer]) -> Result<(), StreamError> {
+    let mut buf = Vec::with_capacity(64 * answers.len());
+    answers.iter().for_each(|answer| put_message(&mut buf, answer));
+    send.write(Bytes::from(buf)).await
+}
+
+pub(super) async fn refuse(send: &mut StreamSend, status: Status) -> Result<(), StreamError> {
+    answer(send, &[Answer::Refused(status)]).await
+}

@@ -1,0 +1,431 @@
+//! One wire of this node: its log, who publishes to it and who reads it. Readers have a position and no queue: what they are given
+//! is the log's own memory, so one that stands still costs nothing here.
+
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use bytes::Bytes;
+use tokio::sync::Notify;
+use tokio::time::{Instant, timeout_at};
+
+use super::committer::Committer;
+use super::error::Fault;
+use crate::proto::limits;
+use crate::proto::status::{Code, Status};
+use crate::proto::wire::{Cursor, From, Options, PublisherId, Slow, WireInfo};
+use crate::state::wire::{Append, Publishers, Read, Ring, Segment, segments};
+
+/// A wire.
+#[derive(Debug)]
+pub(crate) struct Log {
+    name: String,
+    options: Options,
+    epoch: u64,
+    state: Mutex<State>,
+    /// Something was appended, or it is over.
+    news: Notify,
+    /// A reader has got further, or is gone.
+    room: Notify,
+    memory: Arc<Memory>,
+    committer: Option<Committer>,
+}
+
+#[derive(Debug)]
+struct State {
+    ring: Ring,
+    publishers: Publishers,
+    publishing: u32,
+    over: Option<Status>,
+    /// Since when nobody publishes or reads.
+    unused: Option<Instant>,
+}
+
+/// What the rings of a node hold together.
+#[derive(Debug, Default)]
+pub(crate) struct Memory(AtomicUsize);
+
+/// Chunks that one publisher has stored: so many, of which the first has this number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Stored {
+    pub first: u64,
+    pub count: u64,
+}
+
+impl Log {
+    /// An empty log in memory.
+    pub fn in_memory(name: String, options: Options, epoch: u64, memory: Arc<Memory>) -> Arc<Self> {
+        Arc::new(Self::new(name, options, epoch, memory, 1, None))
+    }
+
+    /// A log that is on disk.
+    pub(super) fn on_disk(name: String, options: Options, committer: Committer, memory: Arc<Memory>) -> Arc<Self> {
+        let (epoch, next) = (committer.epoch(), committer.next());
+        let log = Self::new(name, options, epoch, memory, next, Some(committer));
+        Arc::new(log)
+    }
+
+    fn new(name: String, options: Options, epoch: u64, memory: Arc<Memory>, next: u64, committer: Option<Committer>) -> Self {
+        let mut publishers = Publishers::new(limits::WIRE_PUBLISHERS);
+        for (id, last) in committer.iter().flat_map(Committer::publishers) {
+            publishers.restore(id, last);
+        }
+        let ring = Ring::new(options.ring_chunks, options.ring_bytes, next);
+        let state = State { ring, publishers, publishing: 0, over: None, unused: Some(Instant::now()) };
+        let (news, room) = (Notify::new(), Notify::new());
+        Self { name, options, epoch, state: Mutex::new(state), news, room, memory, committer }
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// How it was made.
+    pub fn options(&self) -> Options {
+        self.options
+    }
+
+    /// Which incarnation this is.
+    pub fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    /// What can be told of it.
+    pub fn info(&self) -> WireInfo {
+        let state = self.state();
+        let on_disk = self.committer.as_ref().map(Committer::kept);
+        let (first, bytes) = on_disk.unwrap_or((state.ring.first(), state.ring.bytes() as u64));
+        WireInfo {
+            name: self.name.clone(),
+            options: self.options,
+            epoch: self.epoch,
+            first,
+            next: state.ring.next(),
+            bytes,
+            publishers: state.publishing,
+            subscribers: u32::try_from(state.ring.readers()).unwrap_or(u32::MAX),
+            broken: None,
+        }
+    }
+
+    /// Since when nobody publishes or reads.
+    pub fn unused_since(&self) -> Option<Instant> {
+        self.state().unused
+    }
+
+    /// Ends it: whoever publishes or reads is told this.
+    pub fn end(&self, why: Status) {
+        self.state().over.get_or_insert(why);
+        self.news.notify_waiters();
+        self.room.notify_waiters();
+    }
+
+    /// Lets this one publish. Of two streams of one publisher only the newer one counts. Waits until what came before is stored.
+    ///
+    /// # Errors
+    /// The wire is over, or its disk does not do.
+    pub async fn publish(self: &Arc<Self>, id: PublisherId) -> Result<Publishing, Status> {
+        let stream = {
+            let mut state = self.state();
+            if let Some(over) = &state.over {
+                return Err(over.clone());
+            }
+            state.publishing += 1;
+            state.unused = None;
+            state.publishers.open(id)
+        };
+        let mut publishing = Publishing { log: self.clone(), id, stream: stream.1, known: stream.0 };
+        if let Some(committer) = &self.committer {
+            // What its streams before left in the queue counts too.
+            committer.settled(self, id).await?;
+            let last = self.state().publishers.get(&id).map(|known| known.last);
+            publishing.known = publishing.known.and(last).or(last.filter(|last| *last > 0));
+        }
+        Ok(publishing)
+    }
+
+    /// Lets somebody read from here on.
+    ///
+    /// # Errors
+    /// The wire is over; or there is no such place in it.
+    pub fn read(self: &Arc<Self>, from: From) -> Result<Reader, Status> {
+        let mut state = self.state();
+        if let Some(over) = &state.over {
+            return Err(over.clone());
+        }
+        let next = state.ring.next();
+        let oldest = self.committer.as_ref().map_or(state.ring.first(), |committer| committer.kept().0);
+        let at = match from {
+            From::Live => next,
+            From::Oldest => oldest,
+            From::Seq(seq) => seq,
+            From::After(Cursor { epoch, seq }) if epoch == self.epoch => seq.saturating_add(1),
+            From::After(_) => oldest,
+        };
+        if at > next {
+            return Err(Status::new(Code::OutOfRange, format!("chunk {at} is not there yet: the next one is {next}")));
+        }
+        state.unused = None;
+        Ok(Reader { id: state.ring.enter(at), at, log: self.clone() })
+    }
+
+    /// Stores a segment in memory; waits for readers if it is that kind of wire.
+    async fn keep(&self, publishing: &Publishing, segment: Segment) -> Result<Stored, Fault> {
+        let mut stall = None;
+        loop {
+            let room = self.room.notified();
+            let slow = {
+                let mut state = self.state();
+                state.may_store(publishing)?;
+                match self.append(&mut state, segment.clone()) {
+                    Append::Done(first) => {
+                        state.publishers.stored(publishing.id, segment.count);
+                        drop(state);
+                        self.news.notify_waiters();
+                        return Ok(Stored { first, count: segment.count });
+                    }
+                    Append::Overruns(reader) => reader,
+                }
+            };
+            let (reader, until) = *stall.get_or_insert_with(|| (slow, Instant::now() + limits::WIRE_STALL));
+            if reader != slow {
+                stall = None;
+            } else if timeout_at(until, room).await.is_err() {
+                tracing::info!(wire = self.name, "a subscriber held up the publishers for too long: its subscription ends");
+                self.state().ring.leave(reader);
+                self.news.notify_waiters();
+            }
+        }
+    }
+
+    fn append(&self, state: &mut State, segment: Segment) -> Append {
+        let before = state.ring.bytes();
+        let appended = match self.options.slow {
+            Slow::Block => state.ring.append_for_all(segment),
+            Slow::DropOldest | Slow::Disconnect => Append::Done(state.ring.append(segment)),
+        };
+        let mut held = self.memory.changed(before, state.ring.bytes());
+        while held > limits::WIRES_BYTES {
+            let shed = state.ring.shed();
+            if shed == 0 {
+                break;
+            }
+            held = self.memory.changed(shed, 0);
+        }
+        appended
+    }
+
+    /// What keeps it on disk.
+    pub(super) fn committer(&self) -> Option<&Committer> {
+        self.committer.as_ref()
+    }
+
+    /// The number of the next chunk.
+    pub(super) fn next(&self) -> u64 {
+        self.state().ring.next()
+    }
+
+    /// More is on disk than was known here: readers get it from there.
+    pub(super) fn is_beyond(&self, next: u64, publishers: impl IntoIterator<Item = (PublisherId, u64)>) {
+        let mut state = self.state();
+        publishers.into_iter().for_each(|(id, last)| state.publishers.restore(id, last));
+        let before = state.ring.bytes();
+        state.ring.jump(next);
+        self.memory.changed(before, 0);
+        drop(state);
+        self.news.notify_waiters();
+    }
+
+    /// These were stored on disk, in this order.
+    pub(super) fn committed(&self, stored: impl IntoIterator<Item = (PublisherId, Segment)>) {
+        let mut state = self.state();
+        for (publisher, segment) in stored {
+            state.publishers.stored(publisher, segment.count);
+            let before = state.ring.bytes();
+            state.ring.append(segment);
+            self.memory.changed(before, state.ring.bytes());
+        }
+        drop(state);
+        self.news.notify_waiters();
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("nothing panics while it is held")
+    }
+
+    fn left(&self, leave: impl FnOnce(&mut State)) {
+        let mut state = self.state();
+        leave(&mut state);
+        if state.publishing == 0 && state.ring.readers() == 0 {
+            state.unused = Some(Instant::now());
+        }
+    }
+}
+
+impl Drop for Log {
+    fn drop(&mut self) {
+        let held = self.state.get_mut().map_or(0, |state| state.ring.bytes());
+        self.memory.changed(held, 0);
+    }
+}
+
+impl State {
+    fn may_store(&self, publishing: &Publishing) -> Result<(), Status> {
+        match &self.over {
+            Some(over) => Err(over.clone()),
+            None if self.publishers.is_current(&publishing.id, publishing.stream) => Ok(()),
+            None => Err(Status::new(Code::Aborted, "a newer stream of the same publisher has taken over")),
+        }
+    }
+}
+
+impl Memory {
+    /// A ring holds that much now. Says what all of them hold.
+    fn changed(&self, before: usize, after: usize) -> usize {
+        match after.checked_sub(before) {
+            Some(more) => self.0.fetch_add(more, Relaxed) + more,
+            None => self.0.fetch_sub(before - after, Relaxed) - (before - after),
+        }
+    }
+}
+
+/// Somebody publishes, until this is dropped.
+#[derive(Debug)]
+pub(crate) struct Publishing {
+    log: Arc<Log>,
+    id: PublisherId,
+    stream: u64,
+    known: Option<u64>,
+}
+
+impl Publishing {
+    /// The number of its last chunk that is stored, if it is known here.
+    pub fn known(&self) -> Option<u64> {
+        self.known
+    }
+
+    /// The wire.
+    pub fn log(&self) -> &Arc<Log> {
+        &self.log
+    }
+
+    /// Stores its next chunks: whole frames, checked before. What is stored is reported as it is; of what comes after an error
+    /// nothing is stored. Not cancel-safe: dropped half-way, some may be stored.
+    pub(super) async fn store(&self, frames: Bytes, stored: &mut Vec<Stored>) -> Result<(), Fault> {
+        let most = (u64::from(self.log.options.ring_chunks) / 4).max(1);
+        let cut = segments(frames, most).map_err(|error| Status::new(Code::InvalidArgument, error.to_string()))?;
+        match &self.log.committer {
+            Some(committer) => {
+                self.log.state().may_store(self)?;
+                stored.extend(committer.commit(&self.log, self.id, cut).await?);
+            }
+            None => {
+                for segment in cut {
+                    stored.push(self.log.keep(self, segment).await?);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Publishing {
+    fn drop(&mut self) {
+        self.log.left(|state| state.publishing -= 1);
+    }
+}
+
+/// Somebody reads, until this is dropped.
+#[derive(Debug)]
+pub(crate) struct Reader {
+    log: Arc<Log>,
+    id: u64,
+    at: u64,
+}
+
+/// What a reader gets.
+#[derive(Debug)]
+pub(crate) enum Next {
+    /// Whole frames, of so many chunks.
+    Chunks(Vec<Bytes>, u64),
+    /// These are kept no more.
+    Gap { from: u64, to: u64 },
+    /// There is no more for this reader, and why.
+    Over(Status),
+}
+
+impl Reader {
+    /// The next chunk's number.
+    pub fn at(&self) -> u64 {
+        self.at
+    }
+
+    /// The wire.
+    pub fn log(&self) -> &Arc<Log> {
+        &self.log
+    }
+
+    /// The next there is, about so many bytes at most; waits while there is nothing. Cancel-safe: the same is there again until it
+    /// was [taken](Self::took).
+    pub async fn next(&mut self, bytes_max: usize) -> Next {
+        loop {
+            let log = self.log.clone();
+            let news = log.news.notified();
+            let oldest = {
+                let mut state = log.state();
+                if let Some(over) = &state.over {
+                    return Next::Over(over.clone());
+                }
+                if !state.ring.has(self.id) {
+                    return Next::Over(too_slow());
+                }
+                match state.ring.read(self.at, bytes_max) {
+                    Read::Chunks(pieces, count) => return Next::Chunks(pieces, count),
+                    Read::Behind(oldest) if log.committer.is_none() => {
+                        return self.overrun(&mut state, oldest);
+                    }
+                    Read::Behind(oldest) => Some(oldest),
+                    Read::Nothing => None,
+                }
+            };
+            match (&log.committer, oldest) {
+                (Some(committer), Some(_)) => match committer.read(self.at, bytes_max).await {
+                    Ok(Read::Chunks(pieces, count)) => return Next::Chunks(pieces, count),
+                    Ok(Read::Behind(oldest)) => return self.overrun(&mut log.state(), oldest),
+                    Ok(Read::Nothing) => {}
+                    Err(status) => return Next::Over(status),
+                },
+                _ => news.await,
+            }
+        }
+    }
+
+    /// So many of the chunks are with whoever reads.
+    pub fn took(&mut self, count: u64) {
+        self.at += count;
+        self.log.state().ring.reached(self.id, self.at);
+        if self.log.options.slow == Slow::Block {
+            self.log.room.notify_waiters();
+        }
+    }
+
+    fn overrun(&mut self, state: &mut State, oldest: u64) -> Next {
+        if self.log.options.slow == Slow::Disconnect {
+            return Next::Over(too_slow());
+        }
+        let from = std::mem::replace(&mut self.at, oldest);
+        state.ring.reached(self.id, oldest);
+        Next::Gap { from, to: oldest - 1 }
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        self.log.left(|state| state.ring.leave(self.id));
+        self.log.room.notify_waiters();
+    }
+}
+
+fn too_slow() -> Status {
+    Status::new(Code::ResourceExhausted, "the subscriber was too slow for this wire; subscribe again from its cursor")
+}

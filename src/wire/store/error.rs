@@ -1,0 +1,95 @@
+//! What can go wrong with a wire's file.
+
+use std::fmt::Display;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// A wire's file cannot be used. Every one of these names it.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StoreError {
+    /// It, or its directory, cannot be used.
+    #[error("cannot {doing} {}: {source}", path.display())]
+    Io {
+        /// What was tried.
+        doing: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// What is in it is wrong.
+    #[error("{} is damaged: {why}. Move it away to begin the wire anew, or put a copy in its place", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        why: String,
+    },
+    /// A later version wrote it.
+    #[error("{} has format {format}, which this version does not know: use the one that wrote it, or a later one", path.display())]
+    Format {
+        /// The file.
+        path: PathBuf,
+        /// Its format.
+        format: u32,
+    },
+    /// Another process has it open.
+    #[error("{} is in use by another process", path.display())]
+    Busy {
+        /// The file.
+        path: PathBuf,
+    },
+}
+
+/// Why chunks were not stored.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum AppendError {
+    /// The disk is full, or nearly. Nothing was stored.
+    #[error("the disk is full: {0}")]
+    Full(String),
+    /// The disk failed. Nothing was stored.
+    #[error("{0}")]
+    Failed(String),
+    /// The disk failed, and whether the chunks are stored shows only when it works again.
+    #[error("{0}")]
+    Uncertain(String),
+    /// What is in the file cannot be trusted any more. Nothing was stored.
+    #[error("{0}")]
+    Damaged(String),
+}
+
+impl StoreError {
+    pub(super) fn damaged(path: &Path, why: impl Display) -> Self {
+        Self::Damaged { path: path.to_owned(), why: why.to_string() }
+    }
+
+    pub(super) fn io(doing: &'static str, path: &Path) -> impl Fn(io::Error) -> Self {
+        move |source| Self::Io { doing, path: path.to_owned(), source }
+    }
+
+    pub(super) fn unusable(path: &Path, why: String) -> Self {
+        Self::Io { doing: "use", path: path.to_owned(), source: io::Error::other(why) }
+    }
+
+    /// What redb says, of this file.
+    pub(super) fn of(path: &Path, error: redb::Error) -> Self {
+        match error {
+            redb::Error::DatabaseAlreadyOpen => Self::Busy { path: path.to_owned() },
+            redb::Error::UpgradeRequired(format) => Self::Format { path: path.to_owned(), format: format.into() },
+            redb::Error::Io(error) => match error.kind() {
+                io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof => Self::damaged(path, error),
+                _ => Self::io("use", path)(error),
+            },
+            redb::Error::PreviousIo => Self::unusable(path, "it has failed before".into()),
+            other => Self::damaged(path, other),
+        }
+    }
+
+    /// Whether there was no room.
+    pub(super) fn is_full(&self) -> bool {
+        let full = |error: &io::Error| matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
+        matches!(self, Self::Io { source, .. } if full(source))
+    }
+}

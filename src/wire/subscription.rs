@@ -1,0 +1,289 @@
+//! [`Subscription`]: the chunks of a wire as they come, through as many sessions as it takes.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::error::SubscribeError;
+use super::handle::{At, Wire};
+use super::log::{Next, Reader};
+use super::stream::{Answers, Asked, Broken, ask_on};
+use crate::proto::frame::Frames;
+use crate::proto::wire::{Answer, Ask, CHUNK_FRAME_BYTES, Chunk, Cursor, From, Record};
+use crate::session::{Attached, Session, StreamSend};
+
+/// About how much is taken at a time from a wire of this node.
+const BATCH_BYTES: usize = 64 * 1024;
+
+/// A subscription to a wire. It goes on by itself after the loss of paths and of sessions: with the chunk after the last one it gave
+/// out. Dropping it ends it.
+#[derive(Debug)]
+pub struct Subscription {
+    wire: Wire,
+    /// Where it goes on.
+    from: From,
+    /// The last chunk that was given out, or is reported as lost.
+    cursor: Cursor,
+    /// The same, of what was given out already.
+    told: Cursor,
+    source: Source,
+    /// Told before what comes next.
+    gaps: VecDeque<Delivery>,
+    frames: Frames,
+    over: Option<SubscribeError>,
+}
+
+/// What a subscription gives.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Delivery {
+    /// The next chunk.
+    Chunk {
+        /// Its number: one more than the last one's, unless a gap was told of in between.
+        seq: u64,
+        /// It.
+        chunk: Chunk,
+    },
+    /// Chunks that this subscription will never get: the wire did not keep them.
+    Gap {
+        /// The epoch they belong to.
+        epoch: u64,
+        /// The first one.
+        from: u64,
+        /// The last one; none if nobody knows any more how many there were: that log is gone, and another one has begun.
+        to: Option<u64>,
+    },
+}
+
+#[derive(Debug)]
+enum Source {
+    None,
+    Here { reader: Box<Reader>, pieces: VecDeque<Bytes>, read: u64 },
+    There { _send: Box<StreamSend>, answers: Box<Answers> },
+}
+
+impl Subscription {
+    pub(super) async fn begin(wire: Wire, from: From) -> Result<Self, SubscribeError> {
+        // A cursor that was given is where it has got to.
+        let cursor = match from {
+            From::After(cursor) => cursor,
+            _ => Cursor { epoch: 0, seq: 0 },
+        };
+        let (source, frames) = (Source::None, Frames::new(CHUNK_FRAME_BYTES));
+        let mut subscription = Self { wire, from, cursor, told: cursor, source, gaps: VecDeque::new(), frames, over: None };
+        subscription.resume().await?;
+        if subscription.gaps.is_empty() {
+            subscription.told = subscription.cursor;
+        }
+        Ok(subscription)
+    }
+
+    /// The wire.
+    pub fn wire(&self) -> &Wire {
+        &self.wire
+    }
+
+    /// Where it has got to: subscribing [after](From::After) it goes on with the next chunk.
+    pub fn cursor(&self) -> Cursor {
+        self.told
+    }
+
+    /// The next chunk, or what is lost in its place; waits for it, and for the session if that is down. Cancel-safe.
+    ///
+    /// # Errors
+    /// [`SubscribeError`]: it is over, and every further call says so.
+    pub async fn next(&mut self) -> Result<Delivery, SubscribeError> {
+        loop {
+            if let Some(delivery) = self.ready()? {
+                return Ok(delivery);
+            }
+            self.fetch().await?;
+        }
+    }
+
+    /// What can be given out without waiting.
+    ///
+    /// # Errors
+    /// As [`Subscription::next`].
+    pub fn ready(&mut self) -> Result<Option<Delivery>, SubscribeError> {
+        let delivery = self.take()?;
+        match &delivery {
+            Some(Delivery::Chunk { .. } | Delivery::Gap { to: Some(_), .. }) => self.told = self.cursor,
+            Some(Delivery::Gap { to: None, .. }) | None => {}
+        }
+        Ok(delivery)
+    }
+
+    fn take(&mut self) -> Result<Option<Delivery>, SubscribeError> {
+        if let Some(over) = &self.over {
+            return Err(over.clone());
+        }
+        if let Some(gap) = self.gaps.pop_front() {
+            return Ok(Some(self.gap(gap)));
+        }
+        loop {
+            match self.cut() {
+                Ok(Some(frame)) => return self.record(frame).map(Some),
+                Ok(None) => match &mut self.source {
+                    Source::Here { pieces, .. } => match pieces.pop_front() {
+                        Some(piece) => self.frames.push(piece),
+                        None => return Ok(None),
+                    },
+                    _ => return Ok(None),
+                },
+                Err(why) => return Err(self.end(SubscribeError::Broken(why))),
+            }
+        }
+    }
+
+    fn cut(&mut self) -> Result<Option<Bytes>, String> {
+        let frames = match &mut self.source {
+            Source::There { answers, .. } => &mut answers.frames,
+            Source::Here { .. } => &mut self.frames,
+            Source::None => return Ok(None),
+        };
+        frames.next_frame().map_err(|error| error.to_string())
+    }
+
+    fn record(&mut self, frame: Bytes) -> Result<Delivery, SubscribeError> {
+        let next = self.cursor.seq + 1;
+        match Record::parse(frame) {
+            Ok(Record::Chunk(chunk)) => {
+                self.cursor.seq = next;
+                Ok(Delivery::Chunk { seq: next, chunk })
+            }
+            Ok(Record::Gap { from, to }) if from == next && to < u64::MAX => {
+                self.cursor.seq = to;
+                Ok(Delivery::Gap { epoch: self.cursor.epoch, from, to: Some(to) })
+            }
+            Ok(Record::Gap { from, to }) => {
+                Err(self.end(SubscribeError::Broken(format!("{from} to {to} are lost, where {next} is next"))))
+            }
+            Ok(Record::End(status)) => Err(self.end(SubscribeError::Refused(status))),
+            Err(error) => Err(self.end(SubscribeError::Broken(error.to_string()))),
+        }
+    }
+
+    /// A gap is told of: the cursor is behind it.
+    fn gap(&mut self, gap: Delivery) -> Delivery {
+        if let Delivery::Gap { epoch, to: Some(to), .. } = gap {
+            self.cursor = Cursor { epoch, seq: to };
+        }
+        gap
+    }
+
+    fn end(&mut self, why: SubscribeError) -> SubscribeError {
+        self.source = Source::None;
+        self.over = Some(why.clone());
+        why
+    }
+
+    /// Gets more, from wherever it comes.
+    async fn fetch(&mut self) -> Result<(), SubscribeError> {
+        match &mut self.source {
+            Source::None => self.resume().await,
+            Source::Here { reader, pieces, read } => {
+                reader.took(std::mem::take(read));
+                match reader.next(BATCH_BYTES).await {
+                    Next::Chunks(more, count) => {
+                        *read = count;
+                        pieces.extend(more);
+                    }
+                    Next::Gap { from, to } => {
+                        let epoch = self.cursor.epoch;
+                        self.gaps.push_back(Delivery::Gap { epoch, from, to: Some(to) });
+                    }
+                    Next::Over(status) => return Err(self.end(SubscribeError::Refused(status))),
+                }
+                Ok(())
+            }
+            Source::There { answers, .. } => match answers.recv.read().await.map_err(Broken::from) {
+                Ok(Some(bytes)) => {
+                    answers.frames.push(bytes);
+                    Ok(())
+                }
+                Ok(None) => Err(self.end(SubscribeError::Broken("it ended without a word".into()))),
+                Err(Broken::Session) => {
+                    self.source = Source::None;
+                    self.from = From::After(self.cursor);
+                    Ok(())
+                }
+                Err(broken) => Err(self.end(broken.into())),
+            },
+        }
+    }
+
+    /// Begins, or goes on over the next session.
+    async fn resume(&mut self) -> Result<(), SubscribeError> {
+        let begun = match self.wire.at().clone() {
+            At::Here(wires) => {
+                let log = wires.find_or_make(self.wire.name(), || true);
+                log.and_then(|log| Ok((log.epoch(), log.read(self.from)?))).map_err(SubscribeError::Refused).map(
+                    |(epoch, reader)| {
+                        let next = reader.at();
+                        (Source::Here { reader: Box::new(reader), pieces: VecDeque::new(), read: 0 }, epoch, next)
+                    },
+                )
+            }
+            At::There(session) => self.ask(&session).await,
+        };
+        match begun {
+            Ok((source, epoch, next)) => {
+                self.source = source;
+                self.begun(epoch, next)
+            }
+            Err(error) => Err(self.end(error)),
+        }
+    }
+
+    async fn ask(&self, session: &Session) -> Result<(Source, u64, u64), SubscribeError> {
+        let ask = Ask::Subscribe { name: self.wire.name().to_owned(), from: self.from };
+        let mut lost: Option<Arc<Attached>> = None;
+        loop {
+            let attached = session.attached_by(None, lost.as_ref(), false).await;
+            let attached = attached.map_err(|error| SubscribeError::Closed(error.to_string()))?;
+            match ask_on(&attached, &ask).await {
+                Ok(Asked { send, mut answers, answer: Answer::Begin { epoch, next } }) => {
+                    answers.frames.set_limit(CHUNK_FRAME_BYTES);
+                    return Ok((Source::There { _send: Box::new(send), answers: Box::new(answers) }, epoch, next));
+                }
+                Ok(Asked { answer, .. }) => return Err(SubscribeError::Broken(format!("{answer:?} is no answer to this"))),
+                Err(Broken::Session) => lost = Some(attached),
+                Err(broken) => return Err(broken.into()),
+            }
+        }
+    }
+
+    /// The host begins here. What lies between that and where this has got to is lost.
+    fn begun(&mut self, epoch: u64, next: u64) -> Result<(), SubscribeError> {
+        let before = match self.from {
+            From::After(cursor) => Some(cursor),
+            _ => None,
+        };
+        match before {
+            Some(cursor) if cursor.epoch == epoch && next != cursor.seq + 1 => {
+                return Err(self.end(SubscribeError::Broken(format!("it goes on with {next}, after {}", cursor.seq))));
+            }
+            Some(cursor) if cursor.epoch != epoch => {
+                self.gaps.push_back(Delivery::Gap { epoch: cursor.epoch, from: cursor.seq + 1, to: None });
+                if next > 1 {
+                    self.gaps.push_back(Delivery::Gap { epoch, from: 1, to: Some(next - 1) });
+                }
+            }
+            _ => {}
+        }
+        self.cursor = Cursor { epoch, seq: next - 1 };
+        Ok(())
+    }
+}
+
+impl std::convert::From<Broken> for SubscribeError {
+    fn from(broken: Broken) -> Self {
+        match broken {
+            Broken::Refused(status) => SubscribeError::Refused(status),
+            Broken::Session => SubscribeError::Broken("the session ended".into()),
+            Broken::Off(why) | Broken::Nonsense(why) => SubscribeError::Broken(why),
+        }
+    }
+}
