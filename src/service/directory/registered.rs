@@ -1,11 +1,12 @@
 //! Services of this node that are listed at a peer, for as long as their guards are kept. One task each: it opens the stream of the
 //! registration, on each new session again, and says what has become of it.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::error::RegisterError;
 use super::here::Dependent;
@@ -123,7 +124,8 @@ impl Registered {
 
     /// Where it stands now.
     pub fn state(&self) -> Listed {
-        self.state.borrow().clone()
+        // With the node ends the task that would say so.
+        if self.state.has_changed().is_err() { Listed::Waiting } else { self.state.borrow().clone() }
     }
 
     /// Waits until the peer lists it, at most so long. Cancel-safe.
@@ -180,9 +182,8 @@ async fn keep(mut peer: Dependent, words: Words, state: watch::Sender<Listed>) {
         match ended {
             Ended::PathLost => {
                 state.send_if_modified(|state| std::mem::replace(state, Listed::Waiting) != Listed::Waiting);
-                let waited = async { while peer.is_here(session) && peer.changed().await.is_some() {} };
                 // Whatever was lost, it is not tried again in a hurry.
-                let _ = tokio::time::timeout(limits::ANSWER_BOUND, waited).await;
+                let _ = timeout(limits::ANSWER_BOUND, peer.changed()).await;
             }
             Ended::SessionOver => {
                 state.send_replace(Listed::Waiting);
@@ -199,7 +200,7 @@ async fn keep(mut peer: Dependent, words: Words, state: watch::Sender<Listed>) {
                 state.send_replace(Listed::Refused(status));
                 peer.settle(session);
                 let another = peer.session_other_than(Some(session));
-                let _ = tokio::time::timeout(ASK_AGAIN, another).await;
+                let _ = timeout(ASK_AGAIN, another).await;
             }
         }
     }
@@ -220,7 +221,7 @@ async fn on_session(
     words: &Words,
     registry: &mut watch::Receiver<u64>,
     state: &watch::Sender<Listed>,
-    attached: std::sync::Arc<Attached>,
+    attached: Arc<Attached>,
 ) -> Ended {
     let session = attached.session();
     registry.mark_unchanged();
@@ -278,7 +279,7 @@ fn over(error: &StreamError) -> Ended {
 }
 
 /// Opens a stream of the directory, and asks.
-pub(super) async fn open(attached: &std::sync::Arc<Attached>, ask: &Ask) -> Result<(StreamSend, StreamRecv), StreamError> {
+pub(super) async fn open(attached: &Arc<Attached>, ask: &Ask) -> Result<(StreamSend, StreamRecv), StreamError> {
     let (mut send, recv) = attached.open().await?;
     let mut buf = Vec::with_capacity(256);
     send.begin(&mut buf);

@@ -73,6 +73,7 @@ impl<E: Ear> Teller<E> {
             self.known.clear();
             self.walk().await?;
             self.say(Told::Current);
+            let mut judge_anew = false;
             loop {
                 match self.catch_up().await {
                     Ok(()) => {}
@@ -81,6 +82,9 @@ impl<E: Ear> Teller<E> {
                         self.say(Told::Again);
                         continue 'anew;
                     }
+                }
+                if std::mem::take(&mut judge_anew) {
+                    self.walk().await?;
                 }
                 if !self.watched.count(self.known.len()) {
                     let text = "the watchers of this node were told of too much already";
@@ -100,7 +104,7 @@ impl<E: Ear> Teller<E> {
                     changed = position.changed() => if changed.is_err() {
                         return Err(Gone);
                     },
-                    () = replaced => self.walk().await?,
+                    () = replaced => judge_anew = true,
                 }
             }
         }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use futures_util::{StreamExt, stream};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::AbortHandle;
+use tokio::time::timeout;
 
 use super::error::DiscoverError;
 use super::follow::{Follower, News};
@@ -244,8 +245,7 @@ pub(super) async fn follow(
         match ended.await {
             Err(Gone) => return,
             Ok(Ended::PathLost) => {
-                let waited = async { while peer.is_here(session) && peer.changed().await.is_some() {} };
-                let _ = tokio::time::timeout(limits::ANSWER_BOUND, waited).await;
+                let _ = timeout(limits::ANSWER_BOUND, peer.changed()).await;
             }
             Ok(Ended::SessionOver) => done = Some(session),
             Ok(Ended::Broken(error)) => {
@@ -257,7 +257,7 @@ pub(super) async fn follow(
                 if reader.tell(session, vec![Presence::Missed.into()]).await.is_err() {
                     return;
                 }
-                let _ = tokio::time::timeout(ASK_AGAIN, peer.session_other_than(Some(session))).await;
+                let _ = timeout(ASK_AGAIN, peer.session_other_than(Some(session))).await;
             }
         }
     }

@@ -7,62 +7,25 @@
 
 mod entry;
 mod log;
+mod room;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 pub use entry::{Entry, Key};
 use entry::{Held, Hung};
 use log::Log;
 pub use log::{Behind, Change};
+pub use room::{Bounds, Refusal};
 
 use crate::id::NodeId;
 use crate::proto::control::SessionId;
 use crate::proto::directory::Listing;
-use crate::proto::limits;
 
 /// What an entry counts for besides its listing, in bytes: about what it takes in the tables here.
 pub const ENTRY_BYTES: usize = 512;
-
-/// How much a directory holds.
-#[derive(Clone, Copy, Debug)]
-pub struct Bounds {
-    /// Services of one peer's present session.
-    pub registrations: usize,
-    /// Bytes of all that one peer has registered.
-    pub provider_bytes: usize,
-    /// Services mirrored from one node.
-    pub mirrored: usize,
-    /// Bytes of all that is mirrored from one node.
-    pub mirrored_bytes: usize,
-    /// Bytes of everything.
-    pub bytes: usize,
-    /// Entries whose session has ended.
-    pub offline: usize,
-    /// How long such an entry stays.
-    pub offline_for: Duration,
-    /// Changes kept for slow readers.
-    pub changes: usize,
-    /// Bytes of listings kept with them.
-    pub changes_bytes: usize,
-}
-
-/// Why something is not listed. Then nothing has changed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum Refusal {
-    /// The session is not the present one of that peer, or not known yet.
-    #[error("the session is not the peer's present one")]
-    NotPresent,
-    /// Its peer has as many as it may.
-    #[error("{0} services are listed already, and that is the most")]
-    TooMany(usize),
-    /// Its peer's listings, or those of all, have as many bytes as they may.
-    #[error("there is no room: listings may have {0} bytes together")]
-    TooLarge(usize),
-}
 
 /// What is listed at a node.
 #[derive(Debug)]
@@ -94,22 +57,6 @@ struct Present {
 struct Load {
     keys: BTreeSet<Arc<Key>>,
     bytes: usize,
-}
-
-impl Default for Bounds {
-    fn default() -> Self {
-        Self {
-            registrations: limits::REGISTRATIONS,
-            provider_bytes: limits::PROVIDER_LISTING_BYTES,
-            mirrored: limits::MIRRORED,
-            mirrored_bytes: limits::MIRRORED_BYTES,
-            bytes: limits::DIRECTORY_BYTES,
-            offline: limits::OFFLINE_LISTED,
-            offline_for: limits::OFFLINE_LISTED_FOR,
-            changes: limits::DIRECTORY_CHANGES,
-            changes_bytes: limits::DIRECTORY_CHANGES_BYTES,
-        }
-    }
 }
 
 impl Directory {
@@ -332,48 +279,6 @@ impl Directory {
         let held = Held::By(Hung { on, session, claimed, number, since });
         self.put(Arc::new(key), held, listing, addresses, online);
         Ok(number)
-    }
-
-    /// Makes sure that a listing of this weight can hang there: what its peer, and then others, left behind goes for it.
-    fn make_room(&mut self, key: &Key, on: NodeId, session: SessionId, weight: usize) -> Result<(), Refusal> {
-        let Bounds { registrations, provider_bytes, mirrored, mirrored_bytes, bytes, .. } = self.bounds;
-        let (most, most_bytes) = if key.at.is_some() { (mirrored, mirrored_bytes) } else { (registrations, provider_bytes) };
-        let load = self.loads.get(&on).map_or((0, 0), |load| (load.keys.len(), load.bytes));
-        // Nearly always there is room for more than this.
-        if load.0 < most && load.1 + weight <= most_bytes && self.bytes + weight <= bytes {
-            return Ok(());
-        }
-        let of_this = |other: &Key| other.at.is_some() == key.at.is_some();
-        let others =
-            |entries: Vec<(Arc<Key>, Arc<Entry>)>| entries.into_iter().filter(|(other, _)| **other != *key && of_this(other));
-        let present = others(self.hanging_on(on)).filter(|(_, entry)| entry.hangs_on(session));
-        let (count, held) = present.fold((0, 0), |(count, bytes), (_, entry)| (count + 1, bytes + entry.weight()));
-        if count >= most {
-            return Err(Refusal::TooMany(most));
-        }
-        if held + weight > most_bytes {
-            return Err(Refusal::TooLarge(most_bytes));
-        }
-        let before = self.entries.get(key).map_or(0, |entry| entry.weight());
-        let left: usize = self.left.iter().map(|(_, key)| self.entries[key].weight()).sum();
-        if self.bytes - left.max(before) + weight > bytes {
-            return Err(Refusal::TooLarge(bytes));
-        }
-        let mut behind: Vec<_> = others(self.hanging_on(on)).filter(|(_, entry)| !entry.hangs_on(session)).collect();
-        behind.sort_by_key(|(key, entry)| (entry.since(), key.clone()));
-        let mut all: (usize, usize) = behind.iter().fold((count, held), |(n, bytes), (_, entry)| (n + 1, bytes + entry.weight()));
-        for (key, entry) in behind {
-            if all.0 < most && all.1 + weight <= most_bytes {
-                break;
-            }
-            all = (all.0 - 1, all.1 - entry.weight());
-            self.remove(&key);
-        }
-        while self.bytes - before + weight > bytes {
-            let Some((_, oldest)) = self.left.iter().find(|(_, left)| **left != *key).cloned() else { break };
-            self.remove(&oldest);
-        }
-        Ok(())
     }
 
     /// Puts an entry in its place, and writes down what changes by it.

@@ -1,6 +1,7 @@
 //! The directory against a naive model, and what has to hold of it whatever is said to it.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use proptest::prelude::*;
 
