@@ -249,7 +249,7 @@ impl<'a> Round<'a> {
     async fn next(&mut self) -> Result<(NodeId, Session), CallError> {
         loop {
             if let Some(order) = &mut self.order {
-                while let Some(id) = order.next() {
+                for id in order.by_ref() {
                     let known = self.providers.known();
                     if known.candidates().iter().any(|candidate| candidate.id == id) {
                         return Ok((id, known.there[&id].session.clone()));

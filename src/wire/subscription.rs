@@ -24,9 +24,9 @@ pub struct Subscription {
     /// Where it goes on.
     from: From,
     /// The last chunk that was given out, or is reported as lost.
-    cursor: Cursor,
+    reached: Cursor,
     /// The same, of what was given out already.
-    told: Cursor,
+    cursor: Cursor,
     source: Source,
     /// Told before what comes next.
     gaps: VecDeque<Delivery>,
@@ -71,10 +71,10 @@ impl Subscription {
             _ => Cursor { epoch: 0, seq: 0 },
         };
         let (source, frames) = (Source::None, Frames::new(CHUNK_FRAME_BYTES));
-        let mut subscription = Self { wire, from, cursor, told: cursor, source, gaps: VecDeque::new(), frames, over: None };
+        let mut subscription = Self { wire, from, reached: cursor, cursor, source, gaps: VecDeque::new(), frames, over: None };
         subscription.resume().await?;
         if subscription.gaps.is_empty() {
-            subscription.told = subscription.cursor;
+            subscription.cursor = subscription.reached;
         }
         Ok(subscription)
     }
@@ -86,7 +86,7 @@ impl Subscription {
 
     /// Where it has got to: subscribing [after](From::After) it goes on with the next chunk.
     pub fn cursor(&self) -> Cursor {
-        self.told
+        self.cursor
     }
 
     /// The next chunk, or what is lost in its place; waits for it, and for the session if that is down. Cancel-safe.
@@ -109,7 +109,7 @@ impl Subscription {
     pub fn ready(&mut self) -> Result<Option<Delivery>, SubscribeError> {
         let delivery = self.take()?;
         match &delivery {
-            Some(Delivery::Chunk { .. } | Delivery::Gap { to: Some(_), .. }) => self.told = self.cursor,
+            Some(Delivery::Chunk { .. } | Delivery::Gap { to: Some(_), .. }) => self.cursor = self.reached,
             Some(Delivery::Gap { to: None, .. }) | None => {}
         }
         Ok(delivery)
@@ -147,15 +147,15 @@ impl Subscription {
     }
 
     fn record(&mut self, frame: Bytes) -> Result<Delivery, SubscribeError> {
-        let next = self.cursor.seq + 1;
+        let next = self.reached.seq + 1;
         match Record::parse(frame) {
             Ok(Record::Chunk(chunk)) => {
-                self.cursor.seq = next;
+                self.reached.seq = next;
                 Ok(Delivery::Chunk { seq: next, chunk })
             }
             Ok(Record::Gap { from, to }) if from == next && to < u64::MAX => {
-                self.cursor.seq = to;
-                Ok(Delivery::Gap { epoch: self.cursor.epoch, from, to: Some(to) })
+                self.reached.seq = to;
+                Ok(Delivery::Gap { epoch: self.reached.epoch, from, to: Some(to) })
             }
             Ok(Record::Gap { from, to }) => {
                 Err(self.end(SubscribeError::Broken(format!("{from} to {to} are lost, where {next} is next"))))
@@ -168,7 +168,7 @@ impl Subscription {
     /// A gap is told of: the cursor is behind it.
     fn gap(&mut self, gap: Delivery) -> Delivery {
         if let Delivery::Gap { epoch, to: Some(to), .. } = gap {
-            self.cursor = Cursor { epoch, seq: to };
+            self.reached = Cursor { epoch, seq: to };
         }
         gap
     }
@@ -191,7 +191,7 @@ impl Subscription {
                         pieces.extend(more);
                     }
                     Next::Gap { from, to } => {
-                        let epoch = self.cursor.epoch;
+                        let epoch = self.reached.epoch;
                         self.gaps.push_back(Delivery::Gap { epoch, from, to: Some(to) });
                     }
                     Next::Over(status) => return Err(self.end(SubscribeError::Refused(status))),
@@ -206,7 +206,7 @@ impl Subscription {
                 Ok(None) => Err(self.end(SubscribeError::Broken("it ended without a word".into()))),
                 Err(Broken::Session) => {
                     self.source = Source::None;
-                    self.from = From::After(self.cursor);
+                    self.from = From::After(self.reached);
                     Ok(())
                 }
                 Err(broken) => Err(self.end(broken.into())),
@@ -273,7 +273,7 @@ impl Subscription {
             }
             _ => {}
         }
-        self.cursor = Cursor { epoch, seq: next - 1 };
+        self.reached = Cursor { epoch, seq: next - 1 };
         Ok(())
     }
 }

@@ -150,10 +150,8 @@ impl Message for Ask {
             Ask::List { pattern } if pattern.len() > limits::WIRE_NAME_BYTES => Err("the pattern is too long"),
             Ask::List { .. } => Ok(()),
             Ask::Publish { name, .. } => check_name(name),
-            Ask::Subscribe { name, from } => check_name(name).and_then(|()| match from {
-                From::Seq(0) => Err("numbers begin at 1"),
-                _ => Ok(()),
-            }),
+            Ask::Subscribe { from: From::Seq(0), .. } => Err("numbers begin at 1"),
+            Ask::Subscribe { name, .. } => check_name(name),
         }
     }
 }

@@ -66,10 +66,11 @@ impl Publishers {
     fn use_of(&mut self, id: PublisherId) -> &mut Known {
         self.uses += 1;
         let uses = self.uses;
-        if !self.known.contains_key(&id) && self.known.len() >= self.max {
-            if let Some((_, silent)) = self.by_use.pop_first() {
-                self.known.remove(&silent);
-            }
+        if !self.known.contains_key(&id)
+            && self.known.len() >= self.max
+            && let Some((_, silent)) = self.by_use.pop_first()
+        {
+            self.known.remove(&silent);
         }
         let known = self.known.entry(id).or_default();
         self.by_use.remove(&known.used);

@@ -287,11 +287,14 @@ impl Store {
     }
 }
 
+/// A file, and the wire in it, or why there is none.
+pub type Opened = (PathBuf, Result<Store, StoreError>);
+
 /// Opens all wires in this directory. Those that cannot be opened are there with the reason.
 ///
 /// # Errors
 /// The directory cannot be made or read.
-pub fn open_all(directory: &Path) -> Result<Vec<(PathBuf, Result<Store, StoreError>)>, StoreError> {
+pub fn open_all(directory: &Path) -> Result<Vec<Opened>, StoreError> {
     let paths = file::all(directory)?;
     Ok(paths.into_iter().map(|path| (path.clone(), Store::open(&path))).collect())
 }

@@ -22,6 +22,9 @@ use crate::signals::Signals;
 /// WIRE is a wire of this node, WIRE@PEER one of a peer. Using a wire of a peer needs its leave: the actions `publish`, `subscribe`
 /// and `create` of its policy.
 #[derive(Debug, Subcommand)]
+#[command(
+    after_help = "Examples:\n  tcpdump -w - | volt wire pub capture@bob\n  volt wire sub log --lines --from start\n  volt wire create log --persist\n  volt wire ls @bob"
+)]
 pub enum Wire {
     Create(Create),
     Pub(publish::Publish),

@@ -81,7 +81,7 @@ impl Subscribe {
         done.and(kept)
     }
 
-    fn from(&self) -> Result<(From, Option<(CursorFile, Option<Cursor>)>), Failure> {
+    fn from(&self) -> Result<(From, Option<Kept>), Failure> {
         if let Ok(from) = parse_from(&self.from) {
             return Ok((from, None));
         }
@@ -104,12 +104,15 @@ fn text(from: From) -> String {
     }
 }
 
+/// Where the cursor is kept, and the one that is due.
+type Kept = (CursorFile, Option<Cursor>);
+
 /// Writes what comes.
 struct Printer {
     json: bool,
     lines: bool,
     /// Where the cursor is kept, and the one that is due.
-    file: Option<(CursorFile, Option<Cursor>)>,
+    file: Option<Kept>,
     left: Option<u64>,
     out: io::Stdout,
 }

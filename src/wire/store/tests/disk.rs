@@ -73,6 +73,18 @@ impl Disk {
         self.lock().now.len() as u64
     }
 
+    /// What is on disk now.
+    pub fn image(&self) -> Vec<u8> {
+        self.lock().synced.clone()
+    }
+
+    /// Puts that on disk.
+    pub fn put_back(&self, image: Vec<u8>) {
+        let mut inner = self.lock();
+        inner.unsynced.clear();
+        (inner.synced, inner.now) = (image.clone(), image);
+    }
+
     /// Something changes a byte that is on disk.
     pub fn rot(&self, at: usize, flip: u8) {
         let mut inner = self.lock();
