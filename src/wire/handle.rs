@@ -23,6 +23,7 @@ use crate::session::Session;
 /// match readings.next().await? {
 ///     Delivery::Chunk { seq, chunk } => println!("{seq}: {} bytes", chunk.body.len()),
 ///     Delivery::Gap { from, to, .. } => println!("{from} to {to:?} are lost"),
+///     _ => {}
 /// }
 /// # Ok(()) }
 /// ```
