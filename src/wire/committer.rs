@@ -2,14 +2,15 @@
 //! what is on disk is acknowledged, and seen.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::{Notify, Semaphore, oneshot};
 
 use super::error::Fault;
 use super::log::{Log, Stored};
-use super::store::{AppendError, Batch, Held, Store};
+use super::store::{AppendError, Batch, Held, Store, StoreError};
 use crate::net::Network;
 use crate::proto::status::{Code, Status};
 use crate::proto::wire::PublisherId;
@@ -17,6 +18,8 @@ use crate::state::wire::{Read, Segment};
 
 /// Bytes that wait for the disk; whoever brings more waits too.
 const WAITING_BYTES: usize = 4 * 1024 * 1024;
+/// Readers of one wire that read from the disk at once.
+const READS: usize = 4;
 
 /// The disk's side of a wire.
 #[derive(Debug)]
@@ -28,6 +31,9 @@ pub(super) struct Committer {
     kept: Mutex<(u64, u64)>,
     queue: Mutex<Queue>,
     room: Notify,
+    /// Readers that wait for the disk at once: not all threads there are for waiting.
+    reads: Semaphore,
+    broken: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -50,7 +56,8 @@ impl Committer {
     pub fn new(store: Store, network: Network) -> Self {
         let held = store.held();
         let kept = Mutex::new((held.first, held.bytes));
-        Self { store: Arc::new(store), network, kept, queue: Mutex::default(), room: Notify::new() }
+        let (queue, room, reads) = (Mutex::default(), Notify::new(), Semaphore::new(READS));
+        Self { store: Arc::new(store), network, kept, queue, room, reads, broken: AtomicBool::new(false) }
     }
 
     /// Which incarnation of the log is stored.
@@ -73,23 +80,34 @@ impl Committer {
         *self.kept.lock().expect("nothing panics while it is held")
     }
 
+    /// Whether damage was found in what is stored.
+    pub fn is_broken(&self) -> bool {
+        self.broken.load(Relaxed)
+    }
+
     /// Waits until everything that came before is on disk or has failed, and until the disk is known to hold what this node thinks it
     /// holds. Cancel-safe.
     pub async fn settled(&self, log: &Arc<Log>, id: PublisherId) -> Result<(), Status> {
-        self.commit(log, id, Vec::new()).await.map(drop).map_err(|fault| match fault {
+        self.commit(log, id, Vec::new(), || Ok(())).await.map(drop).map_err(|fault| match fault {
             Fault::Refused(status) => status,
             Fault::Uncertain => Status::new(Code::Unavailable, "the wire's disk does not answer now"),
         })
     }
 
-    /// Stores chunks. Dropped before its end, they may be stored.
-    pub async fn commit(&self, log: &Arc<Log>, publisher: PublisherId, segments: Vec<Segment>) -> Result<Vec<Stored>, Fault> {
+    /// Stores chunks, if they still may be when there is room for them. Dropped before its end, they may be stored.
+    pub async fn commit(
+        &self,
+        log: &Arc<Log>,
+        publisher: PublisherId,
+        segments: Vec<Segment>,
+        may: impl Fn() -> Result<(), Status>,
+    ) -> Result<Vec<Stored>, Fault> {
         let bytes = segments.iter().map(|segment| segment.frames.len()).sum();
         let (done, stored) = oneshot::channel();
         let mut waiting = Some(Waiting { publisher, segments, bytes, done });
         loop {
             let room = self.room.notified();
-            if self.enter(log, &mut waiting) {
+            if self.enter(log, &mut waiting, &may)? {
                 break;
             }
             room.await;
@@ -105,26 +123,43 @@ impl Committer {
     /// What is stored from this number on.
     pub async fn read(&self, at: u64, bytes_max: usize) -> Result<Read, Status> {
         let store = self.store.clone();
+        let _one_of_few = self.reads.acquire().await;
         let read = tokio::task::spawn_blocking(move || store.read(at, bytes_max)).await;
         match read {
             Ok(Ok(read)) => Ok(read),
-            Ok(Err(error)) => Err(Status::new(Code::DataLoss, told(&error))),
+            Ok(Err(error)) => Err(self.unread(&error)),
             Err(_) => Err(Status::new(Code::Internal, "reading the wire's disk has failed")),
         }
     }
 
-    /// Has chunks wait for the disk, if there is room for them.
-    fn enter(&self, log: &Arc<Log>, chunks: &mut Option<Waiting>) -> bool {
+    /// What peers may know of an error: not where this node keeps its files.
+    fn unread(&self, error: &StoreError) -> Status {
+        tracing::error!(%error, "a persistent wire cannot be read");
+        match error {
+            StoreError::Damaged { .. } | StoreError::Format { .. } => {
+                self.broken.store(true, Relaxed);
+                Status::new(Code::DataLoss, "what is stored of this wire cannot be read: its host knows more")
+            }
+            StoreError::Io { .. } | StoreError::Busy { .. } => {
+                Status::new(Code::Unavailable, "the wire's disk does not answer now")
+            }
+        }
+    }
+
+    /// Has chunks wait for the disk, if there is room for them. Asked with the queue in hand, `may` is true of it: a stream that comes
+    /// later finds in it what this one has brought, and nothing comes after that.
+    fn enter(&self, log: &Arc<Log>, chunks: &mut Option<Waiting>, may: &impl Fn() -> Result<(), Status>) -> Result<bool, Status> {
         let mut queue = self.queue();
+        may()?;
         let Some(waiting) = chunks.take_if(|waiting| queue.bytes == 0 || queue.bytes + waiting.bytes <= WAITING_BYTES) else {
-            return false;
+            return Ok(false);
         };
         queue.bytes += waiting.bytes;
         queue.waiting.push_back(waiting);
         if !std::mem::replace(&mut queue.running, true) {
             self.network.spawn(run(log.clone()));
         }
-        true
+        Ok(true)
     }
 
     /// All that waits; `None` if nothing does, and then nobody runs.
@@ -178,7 +213,8 @@ async fn commit(log: &Arc<Log>, committer: &Committer, taken: VecDeque<Waiting>)
     }
     match appended {
         Ok(first) if first == expected => {
-            log.committed(batches.into_iter().map(|batch| (batch.publisher, batch.segment)));
+            let stored = batches.into_iter().map(|batch| (batch.publisher, batch.segment)).collect();
+            log.committed(stored, &held.publishers);
             tell(taken, first);
         }
         // Something is there of which it was not known whether it would be.
@@ -188,6 +224,9 @@ async fn commit(log: &Arc<Log>, committer: &Committer, taken: VecDeque<Waiting>)
         }
         Err(error) => {
             tracing::warn!(wire = log.name(), %error, "a persistent wire could not store what was published");
+            if let AppendError::Damaged(_) = error {
+                committer.broken.store(true, Relaxed);
+            }
             let fault = Fault::of(&error);
             taken.into_iter().for_each(|waiting| drop(waiting.done.send(Err(fault.clone()))));
         }
@@ -205,12 +244,6 @@ fn tell(taken: VecDeque<Waiting>, mut first: u64) {
         let stored = waiting.segments.iter().map(number).collect();
         let _ = waiting.done.send(Ok(stored));
     }
-}
-
-/// What peers may know of an error: not where this node keeps its files.
-fn told(error: &super::store::StoreError) -> &'static str {
-    tracing::error!(%error, "a persistent wire cannot be read");
-    "what is stored of this wire cannot be read: its host knows more"
 }
 
 fn now_ms() -> u64 {

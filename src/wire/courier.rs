@@ -4,7 +4,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use tokio::time::sleep;
 
 use super::error::{Fault, PublishError};
@@ -249,7 +248,7 @@ async fn store(shared: &Shared, publishing: &Publishing) -> Result<(), Fault> {
             shared.work.notified().await;
             continue;
         }
-        let ended = publishing.store(Bytes::from(batch), &mut stored).await;
+        let ended = publishing.store(batch, &mut stored).await;
         for of in stored.drain(..) {
             let _ = shared.outbox(&nothing(), |outbox, mut told| outbox.acknowledged(of.count, of.first, &mut told));
         }

@@ -29,6 +29,8 @@ async fn serve(wires: &Wires, mut send: StreamSend, mut recv: StreamRecv) {
         return recv.stop(StreamCode::Protocol);
     };
     let core = send.core().clone();
+    // Before policy is asked: what changes from here on is asked again.
+    let generation = core.policy().generation();
     let ended = match ask {
         Ask::Create { name, options } => match create(wires, &core, &name, options).await {
             Ok(created) => answer(&mut send, &[created]).await,
@@ -39,11 +41,11 @@ async fn serve(wires: &Wires, mut send: StreamSend, mut recv: StreamRecv) {
             Err(error) => refuse(&mut send, Status::new(Code::InvalidArgument, error.to_string())).await,
         },
         Ask::Publish { name, publisher, epoch: _ } => match may_use(wires, &core, Action::Publish, &name) {
-            Ok(log) => return intake::serve(log, publisher, send, recv, frames).await,
+            Ok(log) => return intake::serve(log, publisher, send, recv, frames, generation).await,
             Err(status) => refuse(&mut send, status).await,
         },
         Ask::Subscribe { name, from } => match may_use(wires, &core, Action::Subscribe, &name).and_then(|log| log.read(from)) {
-            Ok(reader) => return feed::serve(reader, send, recv).await,
+            Ok(reader) => return feed::serve(reader, send, recv, generation).await,
             Err(status) => refuse(&mut send, status).await,
         },
     };

@@ -15,14 +15,13 @@ const BATCH_BYTES: usize = 64 * 1024;
 /// Pieces smaller than this are joined: a write each would cost more than the copy.
 const SMALL_BYTES: usize = 8 * 1024;
 
-/// Sends until the subscriber wants no more, the wire is over for it, or policy says so.
-pub(super) async fn serve(mut reader: Reader, mut send: StreamSend, recv: StreamRecv) {
+/// Sends until the subscriber wants no more, the wire is over for it, or policy says so; the policy of that generation lets it.
+pub(super) async fn serve(mut reader: Reader, mut send: StreamSend, recv: StreamRecv, mut generation: u64) {
     let begin = Answer::Begin { epoch: reader.log().epoch(), next: reader.at() };
     let mut leaves = std::pin::pin!(leaves(recv));
     if answer(&mut send, &[begin]).await.is_err() {
         return;
     }
-    let mut generation = send.core().policy().generation();
     loop {
         let next = tokio::select! {
             biased;

@@ -1,6 +1,5 @@
 //! Takes in what one publisher sends: everything that has arrived is stored as one batch, then acknowledged.
 
-use bytes::Bytes;
 use futures_util::FutureExt;
 use tokio::sync::OwnedSemaphorePermit;
 
@@ -17,14 +16,17 @@ use crate::session::{SMALL_BODY_BYTES, Share, StreamRecv, StreamSend};
 
 /// About how much is stored at a time.
 const BATCH_BYTES: usize = 1024 * 1024;
+/// The same, where no room is set aside for more.
+const SMALL_BATCH_BYTES: usize = 32 * 1024;
 
-/// Stores until the publisher has ended its side, or something is wrong.
+/// Stores until the publisher has ended its side, or something is wrong; the policy of that generation lets it.
 pub(super) async fn serve(
     log: std::sync::Arc<Log>,
     publisher: PublisherId,
     mut send: StreamSend,
     recv: StreamRecv,
     mut frames: Frames,
+    generation: u64,
 ) {
     let publishing = match log.publish(publisher).await {
         Ok(publishing) => publishing,
@@ -41,12 +43,13 @@ pub(super) async fn serve(
         return;
     }
     frames.set_limit(CHUNK_FRAME_BYTES);
-    let mut intake = Intake { recv, frames, ended: false, generation: send.core().policy().generation() };
+    let mut intake = Intake { recv, frames, ended: false, generation };
     let mut stored = Vec::new();
     loop {
         let taken = intake.next(&publishing).await;
         let ended = match taken {
-            Ok(Some(batch)) => publishing.store(batch, &mut stored).await,
+            // The room that was set aside is needed until it is stored.
+            Ok(Some((batch, _room))) => publishing.store(batch, &mut stored).await,
             Ok(None) => {
                 let _ = send.finish();
                 return;
@@ -93,29 +96,34 @@ struct Intake {
 }
 
 impl Intake {
-    /// Everything that is here, as whole frames; waits while there is nothing. `None`: the publisher has ended.
-    async fn next(&mut self, publishing: &Publishing) -> Result<Option<Bytes>, Status> {
-        let mut batch = Vec::new();
-        let mut charge = None;
-        loop {
-            self.take(&mut batch)?;
+    /// Everything that is here, as whole frames; waits while there is nothing. With it, the room that was set aside for it. `None`: the
+    /// publisher has ended.
+    async fn next(&mut self, publishing: &Publishing) -> Result<Option<(Vec<u8>, Option<OwnedSemaphorePermit>)>, Status> {
+        let (mut batch, mut room) = (Vec::new(), None);
+        while !self.ended {
+            self.take(&mut batch, if room.is_some() { BATCH_BYTES } else { SMALL_BATCH_BYTES })?;
+            if room.is_none() && (batch.len() >= SMALL_BATCH_BYTES || self.frames.announced() > Some(SMALL_BODY_BYTES)) {
+                // What is here does not wait for room for more.
+                let reserve = self.recv.core().reserve(Share::Requests, BATCH_BYTES);
+                match if batch.is_empty() { Some(reserve.await) } else { reserve.now_or_never() } {
+                    Some(reserved) => room = reserved,
+                    None => break,
+                }
+                continue;
+            }
             if batch.len() >= BATCH_BYTES {
                 break;
             }
             let read = match self.recv.read().now_or_never() {
                 Some(read) => read,
                 None if !batch.is_empty() => break,
-                None => {
-                    self.charge(&mut charge).await;
-                    self.recv.read().await
-                }
+                None => self.recv.read().await,
             };
             match read {
                 Ok(Some(bytes)) => self.frames.push(bytes),
                 Ok(None) => {
                     self.frames.end().map_err(|error| Status::new(Code::InvalidArgument, error.to_string()))?;
                     self.ended = true;
-                    break;
                 }
                 Err(error) => return Err(Status::new(Code::Cancelled, error.to_string())),
             }
@@ -126,13 +134,13 @@ impl Intake {
             return Err(denied(Action::Publish));
         }
         self.generation = generation;
-        Ok((!batch.is_empty()).then(|| batch.into()))
+        Ok((!batch.is_empty()).then_some((batch, room)))
     }
 
     /// Copies whole frames: what came in packets is not held by what is kept of it.
-    fn take(&mut self, batch: &mut Vec<u8>) -> Result<(), Status> {
+    fn take(&mut self, batch: &mut Vec<u8>, most: usize) -> Result<(), Status> {
         let invalid = |error: &dyn std::fmt::Display| Status::new(Code::InvalidArgument, error.to_string());
-        while batch.len() < BATCH_BYTES
+        while batch.len() < most
             && let Some(frame) = self.frames.next_frame().map_err(|error| invalid(&error))?
         {
             check_chunk(&frame).map_err(|error| invalid(&error))?;
@@ -141,15 +149,5 @@ impl Intake {
             batch.extend_from_slice(&frame);
         }
         Ok(())
-    }
-
-    /// Room for a chunk that is not small is set aside before the rest of it is read.
-    async fn charge(&self, charge: &mut Option<OwnedSemaphorePermit>) {
-        if let Some(length) = self.frames.announced()
-            && length > SMALL_BODY_BYTES
-            && charge.is_none()
-        {
-            *charge = self.recv.core().reserve(Share::Requests, length).await;
-        }
     }
 }

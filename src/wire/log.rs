@@ -1,8 +1,10 @@
 //! One wire of this node: its log, who publishes to it and who reads it. Readers have a position and no queue: what they are given
 //! is the log's own memory, so one that stands still costs nothing here.
 
+use std::collections::{BinaryHeap, HashMap, HashSet};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::Notify;
@@ -40,9 +42,13 @@ struct State {
     unused: Option<Instant>,
 }
 
-/// What the rings of a node hold together.
-#[derive(Debug, Default)]
-pub(crate) struct Memory(AtomicUsize);
+/// What the rings of a node hold together, at most so much.
+#[derive(Debug)]
+pub(crate) struct Memory {
+    max: usize,
+    held: AtomicUsize,
+    logs: Mutex<Vec<Weak<Log>>>,
+}
 
 /// Chunks that one publisher has stored: so many, of which the first has this number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,17 +60,23 @@ pub(crate) struct Stored {
 impl Log {
     /// An empty log in memory.
     pub fn in_memory(name: String, options: Options, epoch: u64, memory: Arc<Memory>) -> Arc<Self> {
-        Arc::new(Self::new(name, options, epoch, memory, 1, None))
+        Self::new(name, options, epoch, memory, 1, None)
     }
 
     /// A log that is on disk.
     pub(super) fn on_disk(name: String, options: Options, committer: Committer, memory: Arc<Memory>) -> Arc<Self> {
         let (epoch, next) = (committer.epoch(), committer.next());
-        let log = Self::new(name, options, epoch, memory, next, Some(committer));
-        Arc::new(log)
+        Self::new(name, options, epoch, memory, next, Some(committer))
     }
 
-    fn new(name: String, options: Options, epoch: u64, memory: Arc<Memory>, next: u64, committer: Option<Committer>) -> Self {
+    fn new(
+        name: String,
+        options: Options,
+        epoch: u64,
+        memory: Arc<Memory>,
+        next: u64,
+        committer: Option<Committer>,
+    ) -> Arc<Self> {
         let mut publishers = Publishers::new(limits::WIRE_PUBLISHERS);
         for (id, last) in committer.iter().flat_map(Committer::publishers) {
             publishers.restore(id, last);
@@ -72,7 +84,9 @@ impl Log {
         let ring = Ring::new(options.ring_chunks, options.ring_bytes, next);
         let state = State { ring, publishers, publishing: 0, over: None, unused: Some(Instant::now()) };
         let (news, room) = (Notify::new(), Notify::new());
-        Self { name, options, epoch, state: Mutex::new(state), news, room, memory, committer }
+        let log = Arc::new(Self { name, options, epoch, state: Mutex::new(state), news, room, memory, committer });
+        log.memory.join(&log);
+        log
     }
 
     /// Its name.
@@ -104,13 +118,25 @@ impl Log {
             bytes,
             publishers: state.publishing,
             subscribers: u32::try_from(state.ring.readers()).unwrap_or(u32::MAX),
-            broken: None,
+            broken: self.is_broken().then(|| damaged().message),
         }
     }
 
-    /// Since when nobody publishes or reads.
-    pub fn unused_since(&self) -> Option<Instant> {
-        self.state().unused
+    /// Bytes that its ring holds.
+    #[cfg(test)]
+    pub fn held(&self) -> usize {
+        self.state().ring.bytes()
+    }
+
+    /// Ends it if nobody has published or read for so long; says whether that is so. Whoever found it before cannot use it any more: what
+    /// is stored in a log that nobody finds is lost.
+    pub fn end_if_unused(&self, long: Duration) -> bool {
+        let mut state = self.state();
+        let unused = state.unused.is_some_and(|since| since.elapsed() >= long);
+        if unused {
+            state.over.get_or_insert_with(|| Status::new(Code::Unavailable, "nobody has used the wire for long, and it is gone"));
+        }
+        unused
     }
 
     /// Ends it: whoever publishes or reads is told this.
@@ -153,6 +179,9 @@ impl Log {
         if let Some(over) = &state.over {
             return Err(over.clone());
         }
+        if self.is_broken() {
+            return Err(damaged());
+        }
         let next = state.ring.next();
         let oldest = self.committer.as_ref().map_or(state.ring.first(), |committer| committer.kept().0);
         let at = match from {
@@ -171,6 +200,7 @@ impl Log {
 
     /// Stores a segment in memory; waits for readers if it is that kind of wire.
     async fn keep(&self, publishing: &Publishing, segment: Segment) -> Result<Stored, Fault> {
+        // One for this segment, however many readers stand still.
         let mut stall = None;
         loop {
             let room = self.room.notified();
@@ -181,18 +211,16 @@ impl Log {
                     Append::Done(first) => {
                         state.publishers.stored(publishing.id, segment.count);
                         drop(state);
-                        self.news.notify_waiters();
+                        self.appended();
                         return Ok(Stored { first, count: segment.count });
                     }
                     Append::Overruns(reader) => reader,
                 }
             };
-            let (reader, until) = *stall.get_or_insert_with(|| (slow, Instant::now() + limits::WIRE_STALL));
-            if reader != slow {
-                stall = None;
-            } else if timeout_at(until, room).await.is_err() {
+            let until = *stall.get_or_insert_with(|| Instant::now() + limits::WIRE_STALL);
+            if timeout_at(until, room).await.is_err() {
                 tracing::info!(wire = self.name, "a subscriber held up the publishers for too long: its subscription ends");
-                self.state().ring.leave(reader);
+                self.state().ring.leave(slow);
                 self.news.notify_waiters();
             }
         }
@@ -204,15 +232,26 @@ impl Log {
             Slow::Block => state.ring.append_for_all(segment),
             Slow::DropOldest | Slow::Disconnect => Append::Done(state.ring.append(segment)),
         };
-        let mut held = self.memory.changed(before, state.ring.bytes());
-        while held > limits::WIRES_BYTES {
-            let shed = state.ring.shed();
-            if shed == 0 {
-                break;
-            }
-            held = self.memory.changed(shed, 0);
-        }
+        self.memory.changed(before, state.ring.bytes());
         appended
+    }
+
+    /// Something was appended: readers are told, and where rings hold too much they let go.
+    fn appended(&self) {
+        self.news.notify_waiters();
+        self.memory.relieve();
+    }
+
+    /// Lets the oldest segment of the ring go. Says how many bytes that were.
+    fn shed(&self) -> usize {
+        let shed = self.state().ring.shed();
+        self.memory.changed(shed, 0);
+        shed
+    }
+
+    /// Whether what is on disk cannot be trusted any more.
+    fn is_broken(&self) -> bool {
+        self.committer.as_ref().is_some_and(Committer::is_broken)
     }
 
     /// What keeps it on disk.
@@ -236,17 +275,27 @@ impl Log {
         self.news.notify_waiters();
     }
 
-    /// These were stored on disk, in this order.
-    pub(super) fn committed(&self, stored: impl IntoIterator<Item = (PublisherId, Segment)>) {
+    /// These were stored on disk, in this order; so far have publishers got there.
+    pub(super) fn committed(&self, stored: Vec<(PublisherId, Segment)>, on_disk: &HashMap<PublisherId, u64>) {
         let mut state = self.state();
-        for (publisher, segment) in stored {
-            state.publishers.stored(publisher, segment.count);
+        // Who was forgotten here meanwhile is known there.
+        let forgotten: HashSet<PublisherId> =
+            stored.iter().map(|(id, _)| *id).filter(|id| state.publishers.get(id).is_none()).collect();
+        for (id, segment) in stored {
+            if !forgotten.contains(&id) {
+                state.publishers.stored(id, segment.count);
+            }
             let before = state.ring.bytes();
             state.ring.append(segment);
             self.memory.changed(before, state.ring.bytes());
         }
+        for id in forgotten {
+            if let Some(last) = on_disk.get(&id) {
+                state.publishers.restore(id, *last);
+            }
+        }
         drop(state);
-        self.news.notify_waiters();
+        self.appended();
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -279,13 +328,58 @@ impl State {
     }
 }
 
+impl Default for Memory {
+    fn default() -> Self {
+        Self::new(limits::WIRES_BYTES)
+    }
+}
+
 impl Memory {
-    /// A ring holds that much now. Says what all of them hold.
-    fn changed(&self, before: usize, after: usize) -> usize {
+    /// Nothing is held yet.
+    pub fn new(max: usize) -> Self {
+        Self { max, held: AtomicUsize::new(0), logs: Mutex::default() }
+    }
+
+    /// A ring holds that much now.
+    fn changed(&self, before: usize, after: usize) {
         match after.checked_sub(before) {
-            Some(more) => self.0.fetch_add(more, Relaxed) + more,
-            None => self.0.fetch_sub(before - after, Relaxed) - (before - after),
+            Some(more) => self.held.fetch_add(more, Relaxed),
+            None => self.held.fetch_sub(before - after, Relaxed),
+        };
+    }
+
+    /// Where all rings together hold too much the largest let their oldest go, whoever has appended: a wire that is seldom used is not
+    /// emptied by one that is used much. Not to be called with a log's state in hand.
+    fn relieve(&self) {
+        if self.held.load(Relaxed) <= self.max {
+            return;
         }
+        // A little more than needed, so that this is not done for each chunk.
+        let enough = self.max - self.max / 16;
+        let mut logs = self.logs();
+        logs.retain(|log| log.strong_count() > 0);
+        let logs: Vec<Arc<Log>> = logs.iter().filter_map(Weak::upgrade).collect();
+        let mut by_size: BinaryHeap<(usize, usize)> = logs.iter().map(|log| log.state().ring.bytes()).zip(0..).collect();
+        while self.held.load(Relaxed) > enough
+            && let Some((bytes, at)) = by_size.pop()
+        {
+            match logs[at].shed() {
+                0 => {}
+                shed => by_size.push((bytes.saturating_sub(shed), at)),
+            }
+        }
+    }
+
+    fn join(&self, log: &Arc<Log>) {
+        let mut logs = self.logs();
+        if logs.len() >= 2 * limits::WIRES {
+            logs.retain(|log| log.strong_count() > 0);
+        }
+        logs.push(Arc::downgrade(log));
+    }
+
+    fn logs(&self) -> MutexGuard<'_, Vec<Weak<Log>>> {
+        self.logs.lock().expect("nothing panics while it is held")
     }
 }
 
@@ -311,13 +405,15 @@ impl Publishing {
 
     /// Stores its next chunks: whole frames, checked before. What is stored is reported as it is; of what comes after an error
     /// nothing is stored. Not cancel-safe: dropped half-way, some may be stored.
-    pub(super) async fn store(&self, frames: Bytes, stored: &mut Vec<Stored>) -> Result<(), Fault> {
+    pub(super) async fn store(&self, mut frames: Vec<u8>, stored: &mut Vec<Stored>) -> Result<(), Fault> {
         let most = (u64::from(self.log.options.ring_chunks) / 4).max(1);
-        let cut = segments(frames, most).map_err(|error| Status::new(Code::InvalidArgument, error.to_string()))?;
+        // What was set aside and not used is not kept with it.
+        frames.shrink_to_fit();
+        let cut = segments(frames.into(), most).map_err(|error| Status::new(Code::InvalidArgument, error.to_string()))?;
         match &self.log.committer {
             Some(committer) => {
-                self.log.state().may_store(self)?;
-                stored.extend(committer.commit(&self.log, self.id, cut).await?);
+                let may = || self.log.state().may_store(self);
+                stored.extend(committer.commit(&self.log, self.id, cut, may).await?);
             }
             None => {
                 for segment in cut {
@@ -424,6 +520,11 @@ impl Drop for Reader {
         self.log.left(|state| state.ring.leave(self.id));
         self.log.room.notify_waiters();
     }
+}
+
+/// What is told of a wire whose file is damaged.
+fn damaged() -> Status {
+    Status::new(Code::DataLoss, "what is stored of this wire is damaged: its host knows more")
 }
 
 fn too_slow() -> Status {

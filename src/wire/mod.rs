@@ -14,6 +14,8 @@ mod publisher;
 mod store;
 mod stream;
 mod subscription;
+#[cfg(test)]
+mod tests;
 mod wires;
 
 pub use error::{PublishError, SubscribeError, WireError};

@@ -4,8 +4,6 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use tokio::time::Instant;
-
 use super::committer::Committer;
 use super::log::{Log, Memory};
 use super::store::{self, Store, StoreError};
@@ -25,6 +23,8 @@ struct Inner {
     directory: Option<PathBuf>,
     memory: Arc<Memory>,
     wires: Mutex<BTreeMap<String, Hosted>>,
+    /// Held while a wire's file is made or removed: one at a time.
+    files: tokio::sync::Mutex<()>,
     /// Files that could not be opened, and why.
     broken: Vec<(PathBuf, String)>,
 }
@@ -58,7 +58,7 @@ impl Wires {
                 }
             }
         }
-        Ok(Self(Arc::new(Inner { network, directory, memory, wires: Mutex::new(wires), broken })))
+        Ok(Self(Arc::new(Inner { network, directory, memory, wires: Mutex::new(wires), files: Default::default(), broken })))
     }
 
     /// Where the node's tasks run.
@@ -71,7 +71,8 @@ impl Wires {
         self.wires().get(name).map(|hosted| hosted.log.clone())
     }
 
-    /// Makes a wire; says whether it was there, made like this. One on disk takes a moment.
+    /// Makes a wire; says whether it was there, made like this. One on disk takes a moment. Cancel-safe: dropped half-way, the wire is made
+    /// or not, and can be made again.
     ///
     /// # Errors
     /// It is there and was made in another way; there are too many; or the disk does not do.
@@ -87,24 +88,31 @@ impl Wires {
         let Some(directory) = self.0.directory.clone() else {
             return Err(Status::new(Code::FailedPrecondition, "this node keeps nothing on disk: it has no home"));
         };
-        self.is_not_broken(&directory, name)?;
-        let owned = name.to_owned();
-        let made = tokio::task::spawn_blocking(move || Store::create(&directory, &owned, options, new_epoch())).await;
-        match made {
-            Ok(Ok(store)) => {
-                let network = self.0.network.clone();
-                self.insert(name, options, false, |memory| on_disk(store, &network, memory))
-            }
-            // Somebody else was first.
-            Ok(Err(error)) => match self.there(name, options)? {
-                Some(there) => Ok((there, true)),
-                None => {
-                    tracing::error!(%error, "a persistent wire cannot be made");
-                    Err(Status::new(Code::Unavailable, "the host could not make the wire's file: it knows more"))
-                }
-            },
-            Err(_) => Err(Status::new(Code::Internal, "making the wire's file has failed")),
+        // Not dropped with this future: a file that is made and has no wire could not be made again.
+        let (wires, owned) = (self.clone(), name.to_owned());
+        let made = tokio::task::spawn_blocking(move || wires.make_on_disk(&directory, &owned, options)).await;
+        made.unwrap_or_else(|_| Err(Status::new(Code::Internal, "making the wire's file has failed")))
+    }
+
+    fn make_on_disk(&self, directory: &Path, name: &str, options: Options) -> Result<(Arc<Log>, bool), Status> {
+        let _one_at_a_time = self.0.files.blocking_lock();
+        if let Some(there) = self.there(name, options)? {
+            return Ok((there, true));
         }
+        self.is_not_broken(directory, name)?;
+        let store = Store::create(directory, name, options, new_epoch()).map_err(|error| {
+            tracing::error!(%error, "a persistent wire cannot be made");
+            Status::new(Code::Unavailable, "the host could not make the wire's file: it knows more")
+        })?;
+        let (path, network) = (store.path().to_owned(), self.0.network.clone());
+        let made = self.insert(name, options, false, |memory| on_disk(store, &network, memory));
+        // There are too many, or one in memory came in between.
+        if made.is_err()
+            && let Err(error) = store::remove(&path)
+        {
+            tracing::error!(%error, "the file of a wire that was not made is left");
+        }
+        made
     }
 
     /// The wire of this name, made in memory if there is none and it may be.
@@ -132,6 +140,7 @@ impl Wires {
     /// # Errors
     /// Its file cannot be removed. It is not there any more until the next start.
     pub async fn remove(&self, name: &str) -> Result<bool, StoreError> {
+        let _one_at_a_time = self.0.files.lock().await;
         let Some(hosted) = self.wires().remove(name) else { return Ok(false) };
         hosted.log.end(Status::new(Code::NotFound, "the wire was removed"));
         if let (true, Some(directory)) = (hosted.log.options().persist, &self.0.directory) {
@@ -153,8 +162,9 @@ impl Wires {
     /// The wires whose names pass.
     pub fn list(&self, passes: impl Fn(&str) -> bool) -> Vec<WireInfo> {
         self.sweep();
-        let wires = self.wires();
-        wires.iter().filter(|(name, _)| passes(name)).map(|(_, hosted)| hosted.log.info()).collect()
+        // Asking policy takes a while: nobody else waits for that.
+        let all: Vec<Arc<Log>> = self.wires().values().map(|hosted| hosted.log.clone()).collect();
+        all.iter().filter(|log| passes(log.name())).map(|log| log.info()).collect()
     }
 
     /// Files that hold wires and cannot be opened, and why. For this node's owner.
@@ -163,13 +173,7 @@ impl Wires {
     }
 
     fn there(&self, name: &str, options: Options) -> Result<Option<Arc<Log>>, Status> {
-        let mut wires = self.wires();
-        let Some(hosted) = wires.get_mut(name) else { return Ok(None) };
-        if hosted.log.options() != options {
-            return Err(Status::new(Code::AlreadyExists, format!("the wire {name:?} is there, made in another way")));
-        }
-        hosted.by_use = false;
-        Ok(Some(hosted.log.clone()))
+        self.wires().get_mut(name).map(|hosted| hosted.made_again(options, false)).transpose()
     }
 
     fn insert(
@@ -180,23 +184,21 @@ impl Wires {
         make: impl FnOnce(&Arc<Memory>) -> Arc<Log>,
     ) -> Result<(Arc<Log>, bool), Status> {
         self.sweep();
-        if let Some(there) = self.there(name, options)? {
-            return Ok((there, true));
-        }
         let mut wires = self.wires();
+        if let Some(hosted) = wires.get_mut(name) {
+            return hosted.made_again(options, by_use).map(|log| (log, true));
+        }
         if wires.len() >= limits::WIRES {
             return Err(Status::new(Code::ResourceExhausted, format!("this node has {} wires already", limits::WIRES)));
         }
         let log = make(&self.0.memory);
-        let hosted = wires.entry(name.to_owned()).or_insert(Hosted { log, by_use });
-        Ok((hosted.log.clone(), false))
+        wires.insert(name.to_owned(), Hosted { log: log.clone(), by_use });
+        Ok((log, false))
     }
 
     /// Wires that were made by use, and that nobody has used for long, go.
     fn sweep(&self) {
-        let now = Instant::now();
-        let unused = |log: &Log| log.unused_since().is_some_and(|since| now.duration_since(since) >= limits::WIRE_UNUSED);
-        self.wires().retain(|_, hosted| !(hosted.by_use && unused(&hosted.log)));
+        self.wires().retain(|_, hosted| !(hosted.by_use && hosted.log.end_if_unused(limits::WIRE_UNUSED)));
     }
 
     /// A wire whose file cannot be opened is not made anew beside it.
@@ -210,6 +212,18 @@ impl Wires {
 
     fn wires(&self) -> MutexGuard<'_, BTreeMap<String, Hosted>> {
         self.0.wires.lock().expect("nothing panics while it is held")
+    }
+}
+
+impl Hosted {
+    /// Made once more: fine if it is to be like it is.
+    fn made_again(&mut self, options: Options, by_use: bool) -> Result<Arc<Log>, Status> {
+        if self.log.options() != options {
+            let name = self.log.name();
+            return Err(Status::new(Code::AlreadyExists, format!("the wire {name:?} is there, made in another way")));
+        }
+        self.by_use &= by_use;
+        Ok(self.log.clone())
     }
 }
 

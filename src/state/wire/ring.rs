@@ -20,6 +20,16 @@ pub struct Segment {
     pub count: u64,
 }
 
+/// What a segment takes besides its frames, about.
+const SEGMENT_BESIDES: usize = 128;
+
+impl Segment {
+    /// What it takes in memory, in bytes.
+    fn held(&self) -> usize {
+        self.frames.len() + SEGMENT_BESIDES
+    }
+}
+
 /// What can be read at a position.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Read {
@@ -80,7 +90,7 @@ impl Ring {
         self.next
     }
 
-    /// Bytes that are held.
+    /// Bytes that are held, with what it takes to hold them.
     pub fn bytes(&self) -> usize {
         self.bytes
     }
@@ -118,20 +128,20 @@ impl Ring {
     pub fn append(&mut self, segment: Segment) -> u64 {
         let first = self.next;
         self.next += segment.count;
-        self.bytes += segment.frames.len();
+        self.bytes += segment.held();
         self.segments.push_back((first, segment));
         let (keep, _) = self.kept_after(0, 0);
         self.first = keep;
         while self.segments.front().is_some_and(|(first, segment)| first + segment.count <= keep) {
             let gone = self.segments.pop_front();
-            self.bytes -= gone.map_or(0, |(_, segment)| segment.frames.len());
+            self.bytes -= gone.map_or(0, |(_, segment)| segment.held());
         }
         first
     }
 
     /// Appends, unless a reader would lose something by it.
     pub fn append_for_all(&mut self, segment: Segment) -> Append {
-        let (keep, next) = self.kept_after(segment.count, segment.frames.len());
+        let (keep, next) = self.kept_after(segment.count, segment.held());
         let slowest = self.readers.iter().min_by_key(|(_, position)| **position);
         match slowest {
             // Who reads what is not there yet loses nothing.
@@ -157,7 +167,7 @@ impl Ring {
             if end > keep {
                 break;
             }
-            held -= segment.frames.len();
+            held -= segment.held();
         }
         (keep, next)
     }
@@ -169,15 +179,12 @@ impl Ring {
         (self.first, self.next) = (next, next);
     }
 
-    /// Lets the oldest segment go, if it is not the only one: says how many bytes that were.
+    /// Lets the oldest segment go, even if it is the only one: says how many bytes that were.
     pub fn shed(&mut self) -> usize {
-        if self.segments.len() < 2 {
-            return 0;
-        }
         let Some((first, segment)) = self.segments.pop_front() else { return 0 };
         self.first = self.first.max(first + segment.count);
-        self.bytes -= segment.frames.len();
-        segment.frames.len()
+        self.bytes -= segment.held();
+        segment.held()
     }
 
     /// What is there from this number on: at least one segment's rest, at most about so many bytes.
@@ -214,7 +221,8 @@ pub fn skip_frames(frames: &Bytes, skip: u64) -> Option<Bytes> {
     (at <= frames.len()).then(|| frames.slice(at..))
 }
 
-/// Cuts whole frames into segments of at most so many chunks, and of about 32 KiB, or one chunk.
+/// Cuts whole frames into segments of at most so many chunks, and of about 32 KiB, or one chunk. If there are several each is a copy:
+/// a small part that is kept does not hold all the memory it came in.
 ///
 /// # Errors
 /// They are not whole frames.
@@ -234,6 +242,9 @@ pub fn segments(mut frames: Bytes, chunks_max: u64) -> Result<Vec<Segment>, Fram
     }
     if count > 0 {
         cut.push(Segment { frames, count });
+    }
+    if cut.len() > 1 {
+        cut.iter_mut().for_each(|segment| segment.frames = Bytes::copy_from_slice(&segment.frames));
     }
     Ok(cut)
 }

@@ -133,11 +133,12 @@ proptest! {
         lengths in prop::collection::vec(prop_oneof![8 => 0usize..2_000, 1 => 20_000usize..70_000], 0..80), most in 1u64..30,
     ) {
         let whole = frames(1, &lengths);
-        let cut = segments(whole.clone(), most).unwrap();
-        let pieces: Vec<Bytes> = cut.iter().map(|segment| segment.frames.clone()).collect();
-        prop_assert_eq!(pieces.concat(), whole.to_vec());
+        let mut cut = segments(whole.clone(), most).unwrap();
+        let joined: Vec<u8> = cut.iter().flat_map(|segment| segment.frames.to_vec()).collect();
+        prop_assert_eq!(joined, whole.to_vec());
         prop_assert!(cut.iter().all(|segment| (1..=most).contains(&segment.count)));
         prop_assert!(cut.iter().all(|segment| segment.count == 1 || segment.frames.len() <= 32 * 1024));
+        prop_assert!(cut.len() < 2 || cut.iter_mut().all(|segment| segment.frames.is_unique()), "one holds the memory of others");
         prop_assert_eq!(cut.iter().map(|segment| segment.count).sum::<u64>(), lengths.len() as u64);
         if !whole.is_empty() {
             prop_assert!(segments(whole.slice(..whole.len() - 1), most).is_err());
