@@ -10,17 +10,15 @@ use super::error::{Fault, PublishError};
 use super::handle::At;
 use super::log::Publishing;
 use super::publisher::Shared;
-use super::stream::{Answers, Asked, Broken, ask_on};
+use super::stream::{Answers, Asked, Broken, TRIES, ask_on, pause};
 use super::wires::Wires;
+use crate::proto::limits;
 use crate::proto::status::{Code, Status};
 use crate::proto::wire::{Answer, Ask};
-use crate::session::{Session, StreamSend};
+use crate::session::{Session, StreamSend, WaitError};
 
 /// What is in flight when the last handle is dropped has so long.
 const GRACE: Duration = Duration::from_secs(10);
-/// A host that broke off is asked again so often, after ever longer times, before what it may have stored is given up.
-const TRIES: u32 = 6;
-
 /// Why a stream ended.
 enum End {
     /// There is nothing more to bring.
@@ -37,25 +35,35 @@ enum End {
     Nonsense(String),
 }
 
-/// Runs until there is nothing more to bring, and will not be.
-pub(super) async fn run(shared: Arc<Shared>) {
-    let bring = async {
-        match shared.wire.at().clone() {
-            At::Here(wires) => bring_here(&shared, &wires).await,
-            At::There(session) => bring_there(&shared, &session).await,
+/// Brings what one publisher hands over. However it ends, nobody waits for it any more.
+pub(super) struct Courier(pub Arc<Shared>);
+
+impl Courier {
+    /// Runs until there is nothing more to bring, and will not be.
+    pub async fn run(self) {
+        let shared = &*self.0;
+        let bring = async {
+            match shared.wire.at().clone() {
+                At::Here(wires) => bring_here(shared, &wires).await,
+                At::There(session) => bring_there(shared, &session).await,
+            }
+        };
+        tokio::select! {
+            biased;
+            () = bring => {}
+            () = overdue(shared) => shared.give_up(&PublishError::OutcomeUnknown("nobody waited for it any longer".into())),
         }
-    };
-    tokio::select! {
-        biased;
-        () = bring => {}
-        () = overdue(&shared) => shared.give_up(&PublishError::OutcomeUnknown("nobody waited for it any longer".into())),
+    }
+}
+
+impl Drop for Courier {
+    fn drop(&mut self) {
+        self.0.end("the node has stopped");
     }
 }
 
 async fn overdue(shared: &Shared) {
-    while !shared.is_closing() {
-        sleep(GRACE).await;
-    }
+    shared.closed.notified().await;
     sleep(GRACE).await;
 }
 
@@ -65,14 +73,11 @@ async fn bring_there(shared: &Shared, session: &Session) {
         if !has_work(shared).await {
             return;
         }
-        let attached = match session.attached_by(None, lost.as_ref(), false).await {
+        let attached = match session.attached_by(shared.wire.deadline(), lost.as_ref(), false).await {
             Ok(attached) => attached,
+            Err(WaitError::Closed) => return shared.end("the session is closed"),
             Err(error) => {
                 shared.give_up(&PublishError::OutcomeUnknown(error.to_string()));
-                lost = None;
-                if session.state() == crate::session::SessionState::Idle {
-                    wait_for_more(shared).await;
-                }
                 continue;
             }
         };
@@ -97,10 +102,6 @@ async fn bring_there(shared: &Shared, session: &Session) {
     }
 }
 
-async fn pause(tries: u32) {
-    sleep(Duration::from_millis(50 << tries.min(6))).await;
-}
-
 fn has_sent(shared: &Shared) -> bool {
     shared.outbox(&nothing(), |outbox, _| outbox.sent_to().is_some())
 }
@@ -114,12 +115,6 @@ async fn has_work(shared: &Shared) -> bool {
         if shared.outbox(&nothing(), |outbox, _| !outbox.is_empty()) {
             return true;
         }
-        shared.work.notified().await;
-    }
-}
-
-async fn wait_for_more(shared: &Shared) {
-    if !shared.is_closing() {
         shared.work.notified().await;
     }
 }
@@ -170,7 +165,10 @@ async fn chunks(shared: &Shared, send: &mut StreamSend) -> End {
                 // Why is for the other half to tell: the host's last words are on their way.
                 match Broken::from(error) {
                     Broken::Session => return End::Session,
-                    _ => std::future::pending().await,
+                    broken => {
+                        sleep(limits::ANSWER_BOUND).await;
+                        return broken.into();
+                    }
                 }
             }
         }

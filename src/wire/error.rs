@@ -88,6 +88,9 @@ pub enum SubscribeError {
     /// There is no session, and will be none.
     #[error("{0}")]
     Closed(String),
+    /// The session did not come up [in time](super::Wire::within).
+    #[error("{0}")]
+    Late(String),
     /// The host broke off, or broke the protocol.
     #[error("the host broke off: {0}")]
     Broken(String),

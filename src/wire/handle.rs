@@ -1,13 +1,17 @@
 //! [`Wire`]: what the rest of the program holds of a wire, of this node or of a peer.
 
 use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use super::error::{SubscribeError, WireError};
 use super::publisher::Publisher;
-use super::stream::{self, Asked};
+use super::stream::{self, Asked, Broken};
 use super::subscription::Subscription;
 use super::wires::Wires;
 use crate::policy::Pattern;
+use crate::proto::limits;
 use crate::proto::wire::{Answer, Ask, From, Options, PublisherId, WireInfo, check_name};
 use crate::session::Session;
 
@@ -31,6 +35,7 @@ use crate::session::Session;
 pub struct Wire {
     name: Arc<str>,
     at: At,
+    within: Option<Duration>,
 }
 
 /// Who hosts it.
@@ -57,12 +62,23 @@ impl Wire {
 
     fn new(at: At, name: &str) -> Result<Self, WireError> {
         check_name(name).map_err(WireError::Name)?;
-        Ok(Self { name: name.into(), at })
+        Ok(Self { name: name.into(), at, within: None })
     }
 
     /// Its name.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Waits no longer than this for a session that is down, each time; for ever, unless chosen otherwise. What is published fails then,
+    /// each chunk with what became of it; a subscription can be asked again.
+    pub fn within(self, within: Duration) -> Self {
+        Self { within: Some(within), ..self }
+    }
+
+    /// Until when the session is waited for, from now on.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        self.within.and_then(|within| Instant::now().checked_add(within))
     }
 
     pub(super) fn at(&self) -> &At {
@@ -82,7 +98,7 @@ impl Wire {
             }
             At::There(session) => {
                 let ask = Ask::Create { name: self.name.to_string(), options };
-                match stream::ask(session, &ask).await?.answer {
+                match stream::ask(session, self.deadline(), &ask).await?.answer {
                     Answer::Created { epoch, existed } => Ok(Created { epoch, existed }),
                     answer => Err(WireError::Nonsense(format!("{answer:?} is no answer to this"))),
                 }
@@ -125,15 +141,27 @@ impl Session {
     /// [`WireError`].
     pub async fn wires(&self, pattern: &str) -> Result<Vec<WireInfo>, WireError> {
         pattern.parse::<Pattern>().map_err(|error| WireError::Pattern(error.to_string()))?;
-        let Asked { mut answers, answer, .. } = stream::ask(self, &Ask::List { pattern: pattern.to_owned() }).await?;
-        let (mut wires, mut answer) = (Vec::new(), answer);
+        let ask = Ask::List { pattern: pattern.to_owned() };
         loop {
-            match answer {
-                Answer::Wire(info) => wires.push(info),
-                Answer::Last => return Ok(wires),
-                other => return Err(WireError::Nonsense(format!("{other:?} is no answer to this"))),
+            match list(stream::ask(self, None, &ask).await?).await {
+                // Asking again does no harm.
+                Err(Broken::Session) => {}
+                listed => return Ok(listed?),
             }
-            answer = answers.next().await.map_err(WireError::from)?;
         }
+    }
+}
+
+async fn list(asked: Asked) -> Result<Vec<WireInfo>, Broken> {
+    let Asked { send: _send, mut answers, mut answer } = asked;
+    let mut wires = Vec::new();
+    loop {
+        match answer {
+            Answer::Wire(info) if wires.len() < limits::WIRES => wires.push(info),
+            Answer::Last => return Ok(wires),
+            Answer::Wire(_) => return Err(Broken::Nonsense("more wires than a node can have".into())),
+            other => return Err(Broken::Nonsense(format!("{other:?} is no answer to this"))),
+        }
+        answer = answers.next().await?;
     }
 }

@@ -7,7 +7,7 @@ use std::task::{Context, Poll};
 
 use tokio::sync::{Notify, Semaphore, oneshot};
 
-use super::courier;
+use super::courier::Courier;
 use super::error::PublishError;
 use super::handle::{At, Wire};
 use super::wires::Wires;
@@ -51,6 +51,8 @@ pub(super) struct Shared {
     window: Semaphore,
     /// There is something to send, or nobody will bring anything any more.
     pub work: Notify,
+    /// The last handle was dropped.
+    pub closed: Notify,
 }
 
 #[derive(Default)]
@@ -58,10 +60,12 @@ struct State {
     outbox: Outbox<Slot>,
     running: bool,
     closing: bool,
+    /// Nobody brings anything any more, and why.
+    over: Option<&'static str>,
     pushed: u64,
     settled: u64,
     failed: Option<PublishError>,
-    flushes: Vec<(u64, oneshot::Sender<Result<(), PublishError>>)>,
+    flushes: Vec<(u64, oneshot::Sender<()>)>,
 }
 
 /// A chunk in flight.
@@ -73,7 +77,7 @@ pub(super) struct Slot {
 impl Publisher {
     pub(super) fn new(wire: Wire, id: PublisherId) -> Self {
         let (state, window) = (Mutex::default(), Semaphore::new(WINDOW_BYTES));
-        Self(Arc::new(Handle(Arc::new(Shared { wire, id, state, window, work: Notify::new() }))))
+        Self(Arc::new(Handle(Arc::new(Shared { wire, id, state, window, work: Notify::new(), closed: Notify::new() }))))
     }
 
     /// Who publishes.
@@ -113,7 +117,7 @@ impl Publisher {
         self.hand_over(&chunk.into(), None).await
     }
 
-    /// Waits until it is known what became of everything handed over before.
+    /// Waits until it is known what became of everything handed over before. Cancel-safe.
     ///
     /// # Errors
     /// The first [`PublishError`] since the last time.
@@ -128,7 +132,9 @@ impl Publisher {
             state.flushes.push((target, done));
             flushed
         };
-        flushed.await.unwrap_or_else(|_| Err(gone()))
+        // Taken here and not sent along: were this dropped meanwhile, the next one would not be told.
+        let _ = flushed.await;
+        self.0.0.state().failed.take().map_or(Ok(()), Err)
     }
 
     async fn hand_over(
@@ -137,12 +143,18 @@ impl Publisher {
         done: Option<oneshot::Sender<Result<Receipt, PublishError>>>,
     ) -> Result<(), PublishError> {
         let shared = &self.0.0;
-        let bytes = chunk.body.len().clamp(LEAST_BYTES, WINDOW_BYTES);
+        let said: usize = chunk.metadata.iter().map(|(name, value)| name.len() + value.len()).sum();
+        let bytes = (chunk.body.len() + said).clamp(LEAST_BYTES, WINDOW_BYTES);
         // Never closed, and at most the whole window is asked for.
         if let Ok(permit) = shared.window.acquire_many(bytes as u32).await {
             permit.forget();
         }
         let mut state = shared.state();
+        if let Some(why) = state.over {
+            drop(state);
+            shared.window.add_permits(bytes);
+            return Err(PublishError::NotSent(why.into()));
+        }
         let pushed = state.outbox.push(Slot { bytes, done }, |out| put_chunk(out, chunk));
         if let Err(error) = pushed {
             shared.window.add_permits(bytes);
@@ -174,8 +186,8 @@ fn start_courier(shared: &Arc<Shared>) {
         At::There(session) => session.part::<Wires>(),
     };
     match wires {
-        Some(wires) => drop(wires.network().spawn(courier::run(shared.clone()))),
-        None => shared.give_up(&PublishError::NotSent("this node has no wires".into())),
+        Some(wires) => drop(wires.network().spawn(Courier(shared.clone()).run())),
+        None => shared.end("the session's node has no wires"),
     }
 }
 
@@ -224,9 +236,10 @@ impl Shared {
         self.outbox(why, |outbox, mut told| outbox.abandoned(&mut told));
     }
 
-    /// Whether nobody will bring anything any more.
-    pub fn is_closing(&self) -> bool {
-        self.state().closing
+    /// Nobody brings anything any more: what is in flight has failed, and what would come fails at once.
+    pub fn end(&self, why: &'static str) {
+        let why = *self.state().over.get_or_insert(why);
+        self.give_up(&PublishError::OutcomeUnknown(why.into()));
     }
 
     /// Whether there is nothing to do, now or later.
@@ -241,15 +254,9 @@ impl State {
         if self.flushes.first().is_none_or(|(target, _)| *target > self.settled) {
             return;
         }
-        let settled = self.settled;
-        let mut failed = self.failed.take();
-        let waiting = std::mem::take(&mut self.flushes);
-        for (target, done) in waiting {
-            if target > settled {
-                self.flushes.push((target, done));
-            } else {
-                let _ = done.send(failed.take().map_or(Ok(()), Err));
-            }
+        let due = self.flushes.partition_point(|(target, _)| *target <= self.settled);
+        for (_, done) in self.flushes.drain(..due) {
+            let _ = done.send(());
         }
     }
 }
@@ -258,6 +265,7 @@ impl Drop for Handle {
     fn drop(&mut self) {
         self.0.state().closing = true;
         self.0.work.notify_one();
+        self.0.closed.notify_one();
     }
 }
 

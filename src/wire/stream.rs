@@ -1,6 +1,9 @@
 //! The opener's side of a stream on which something is asked of wires.
 
 use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
 
 use super::error::WireError;
 use crate::proto::close::StreamCode;
@@ -10,6 +13,14 @@ use crate::proto::status::{Code, Status};
 use crate::proto::stream::Purpose;
 use crate::proto::wire::{Answer, Ask};
 use crate::session::{Attached, Session, StreamError, StreamRecv, StreamSend};
+
+/// A host that broke off is asked again so often, after ever longer times, before it is given up.
+pub(super) const TRIES: u32 = 6;
+
+/// The time before the next try, after so many. Cancel-safe.
+pub(super) async fn pause(tries: u32) {
+    sleep(Duration::from_millis(50 << tries.min(6))).await;
+}
 
 /// A stream on which something was asked, and the first answer.
 pub(super) struct Asked {
@@ -39,11 +50,11 @@ pub(super) enum Broken {
 }
 
 /// Asks, over the session as soon as it is up.
-pub(super) async fn ask(session: &Session, ask: &Ask) -> Result<Asked, WireError> {
+pub(super) async fn ask(session: &Session, deadline: Option<Instant>, ask: &Ask) -> Result<Asked, WireError> {
     let mut lost = None;
     loop {
         let attached =
-            session.attached_by(None, lost.as_ref(), false).await.map_err(|error| WireError::NotSent(error.to_string()))?;
+            session.attached_by(deadline, lost.as_ref(), false).await.map_err(|error| WireError::NotSent(error.to_string()))?;
         match ask_on(&attached, ask).await {
             Ok(asked) => return Ok(asked),
             Err(Broken::Session) => lost = Some(attached),

@@ -8,10 +8,10 @@ use bytes::Bytes;
 use super::error::SubscribeError;
 use super::handle::{At, Wire};
 use super::log::{Next, Reader};
-use super::stream::{Answers, Asked, Broken, ask_on};
+use super::stream::{Answers, Asked, Broken, TRIES, ask_on, pause};
 use crate::proto::frame::Frames;
 use crate::proto::wire::{Answer, Ask, CHUNK_FRAME_BYTES, Chunk, Cursor, From, Record};
-use crate::session::{Attached, Session, StreamSend};
+use crate::session::{Attached, Session, StreamSend, WaitError};
 
 /// About how much is taken at a time from a wire of this node.
 const BATCH_BYTES: usize = 64 * 1024;
@@ -32,6 +32,8 @@ pub struct Subscription {
     gaps: VecDeque<Delivery>,
     frames: Frames,
     over: Option<SubscribeError>,
+    /// How often the host broke off without a word, since it last gave something.
+    tries: u32,
 }
 
 /// What a subscription gives.
@@ -71,8 +73,11 @@ impl Subscription {
             _ => Cursor { epoch: 0, seq: 0 },
         };
         let (source, frames) = (Source::None, Frames::new(CHUNK_FRAME_BYTES));
-        let mut subscription = Self { wire, from, reached: cursor, cursor, source, gaps: VecDeque::new(), frames, over: None };
-        subscription.resume().await?;
+        let mut subscription =
+            Self { wire, from, reached: cursor, cursor, source, gaps: VecDeque::new(), frames, over: None, tries: 0 };
+        while matches!(subscription.source, Source::None) {
+            subscription.resume().await?;
+        }
         if subscription.gaps.is_empty() {
             subscription.cursor = subscription.reached;
         }
@@ -92,7 +97,7 @@ impl Subscription {
     /// The next chunk, or what is lost in its place; waits for it, and for the session if that is down. Cancel-safe.
     ///
     /// # Errors
-    /// [`SubscribeError`]: it is over, and every further call says so.
+    /// [`SubscribeError`]: it is over, and every further call says so. Only after [`SubscribeError::Late`] it can be asked again.
     pub async fn next(&mut self) -> Result<Delivery, SubscribeError> {
         loop {
             if let Some(delivery) = self.ready()? {
@@ -147,7 +152,10 @@ impl Subscription {
     }
 
     fn record(&mut self, frame: Bytes) -> Result<Delivery, SubscribeError> {
-        let next = self.reached.seq + 1;
+        self.tries = 0;
+        let Some(next) = self.reached.seq.checked_add(1) else {
+            return Err(self.end(SubscribeError::Broken("a number beyond all numbers".into())));
+        };
         match Record::parse(frame) {
             Ok(Record::Chunk(chunk)) => {
                 self.reached.seq = next;
@@ -203,15 +211,34 @@ impl Subscription {
                     answers.frames.push(bytes);
                     Ok(())
                 }
-                Ok(None) => Err(self.end(SubscribeError::Broken("it ended without a word".into()))),
+                Ok(None) => self.broke_off("it ended without a word".into()),
+                Err(Broken::Off(why)) => self.broke_off(why),
                 Err(Broken::Session) => {
-                    self.source = Source::None;
-                    self.from = From::After(self.reached);
+                    self.again();
                     Ok(())
                 }
                 Err(broken) => Err(self.end(broken.into())),
             },
         }
+    }
+
+    /// The stream is over, and the subscription is not.
+    fn again(&mut self) {
+        self.source = Source::None;
+        // Until the host has begun it is asked what it was asked first.
+        if self.reached.epoch != 0 {
+            self.from = From::After(self.reached);
+        }
+    }
+
+    /// A host that goes down may be heard to break off before the session is seen to end: it is asked again.
+    fn broke_off(&mut self, why: String) -> Result<(), SubscribeError> {
+        if self.tries >= TRIES {
+            return Err(self.end(SubscribeError::Broken(why)));
+        }
+        self.tries += 1;
+        self.again();
+        Ok(())
     }
 
     /// Begins, or goes on over the next session.
@@ -226,7 +253,17 @@ impl Subscription {
                     },
                 )
             }
-            At::There(session) => self.ask(&session).await,
+            At::There(session) => {
+                if self.tries > 0 {
+                    pause(self.tries).await;
+                }
+                match self.ask(&session).await {
+                    Err(Unbegun::Off(why)) => return self.broke_off(why),
+                    Err(Unbegun::Late(why)) => return Err(SubscribeError::Late(why)),
+                    Err(Unbegun::Over(error)) => Err(error),
+                    Ok(begun) => Ok(begun),
+                }
+            }
         };
         match begun {
             Ok((source, epoch, next)) => {
@@ -237,45 +274,60 @@ impl Subscription {
         }
     }
 
-    async fn ask(&self, session: &Session) -> Result<(Source, u64, u64), SubscribeError> {
+    async fn ask(&self, session: &Session) -> Result<(Source, u64, u64), Unbegun> {
         let ask = Ask::Subscribe { name: self.wire.name().to_owned(), from: self.from };
+        let deadline = self.wire.deadline();
         let mut lost: Option<Arc<Attached>> = None;
         loop {
-            let attached = session.attached_by(None, lost.as_ref(), false).await;
-            let attached = attached.map_err(|error| SubscribeError::Closed(error.to_string()))?;
+            let attached = session.attached_by(deadline, lost.as_ref(), false).await.map_err(|error| match error {
+                WaitError::Closed => Unbegun::Over(SubscribeError::Closed(error.to_string())),
+                error => Unbegun::Late(error.to_string()),
+            })?;
             match ask_on(&attached, &ask).await {
                 Ok(Asked { send, mut answers, answer: Answer::Begin { epoch, next } }) => {
                     answers.frames.set_limit(CHUNK_FRAME_BYTES);
                     return Ok((Source::There { _send: Box::new(send), answers: Box::new(answers) }, epoch, next));
                 }
-                Ok(Asked { answer, .. }) => return Err(SubscribeError::Broken(format!("{answer:?} is no answer to this"))),
+                Ok(Asked { answer, .. }) => {
+                    return Err(Unbegun::Over(SubscribeError::Broken(format!("{answer:?} is no answer to this"))));
+                }
                 Err(Broken::Session) => lost = Some(attached),
-                Err(broken) => return Err(broken.into()),
+                Err(Broken::Off(why)) => return Err(Unbegun::Off(why)),
+                Err(broken) => return Err(Unbegun::Over(broken.into())),
             }
         }
     }
 
     /// The host begins here. What lies between that and where this has got to is lost.
     fn begun(&mut self, epoch: u64, next: u64) -> Result<(), SubscribeError> {
-        let before = match self.from {
-            From::After(cursor) => Some(cursor),
-            _ => None,
-        };
-        match before {
-            Some(cursor) if cursor.epoch == epoch && next != cursor.seq + 1 => {
+        match self.from {
+            From::After(cursor) if cursor.epoch == epoch && next.checked_sub(1) != Some(cursor.seq) => {
                 return Err(self.end(SubscribeError::Broken(format!("it goes on with {next}, after {}", cursor.seq))));
             }
-            Some(cursor) if cursor.epoch != epoch => {
-                self.gaps.push_back(Delivery::Gap { epoch: cursor.epoch, from: cursor.seq + 1, to: None });
+            From::After(cursor) if cursor.epoch != epoch => {
+                self.gaps.push_back(Delivery::Gap { epoch: cursor.epoch, from: cursor.seq.saturating_add(1), to: None });
                 if next > 1 {
                     self.gaps.push_back(Delivery::Gap { epoch, from: 1, to: Some(next - 1) });
                 }
+            }
+            From::Seq(seq) if seq != next => {
+                return Err(self.end(SubscribeError::Broken(format!("it begins with {next}, asked for {seq}"))));
             }
             _ => {}
         }
         self.reached = Cursor { epoch, seq: next - 1 };
         Ok(())
     }
+}
+
+/// Why a subscription has not begun.
+enum Unbegun {
+    /// It never will.
+    Over(SubscribeError),
+    /// The host broke off.
+    Off(String),
+    /// The session did not come up in time.
+    Late(String),
 }
 
 impl std::convert::From<Broken> for SubscribeError {

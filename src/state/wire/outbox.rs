@@ -112,18 +112,20 @@ impl<T> Outbox<T> {
     /// A stream is open to this log, which holds this publisher's chunks up to `last`, if it knows it. Says what became of chunks; what
     /// was sent and is not there is to be sent again.
     pub fn opened(&mut self, epoch: u64, last: u64, known: bool, told: &mut impl FnMut(T, Fate)) {
-        if self.sent_to().is_some_and(|before| before != epoch || !known) {
-            for _ in 0..self.sent_count {
-                self.tell(Fate::Unknown, told);
+        if let Some(before) = self.sent_to() {
+            // That it holds less than it has acknowledged, or more than it was sent, says nothing of what was sent: somebody else
+            // publishes under the same name, or the host does not know what it says.
+            let covered = last.checked_sub(self.settled).filter(|covered| *covered <= self.sent_count);
+            match covered.filter(|_| before == epoch && known) {
+                Some(covered) => {
+                    (0..covered).for_each(|_| self.tell(Fate::StoredBefore, told));
+                    self.drop_sent(covered);
+                }
+                None => {
+                    (0..self.sent_count).for_each(|_| self.tell(Fate::Unknown, told));
+                    self.forget_sent();
+                }
             }
-            self.forget_sent();
-        }
-        if self.sent_to().is_some() {
-            let covered = last.saturating_sub(self.settled).min(self.sent_count);
-            for _ in 0..covered {
-                self.tell(Fate::StoredBefore, told);
-            }
-            self.drop_sent(covered);
         }
         (self.epoch, self.settled) = (Some(epoch), last);
         self.send_again();
@@ -138,7 +140,7 @@ impl<T> Outbox<T> {
             return Err(Nonsense);
         }
         self.drop_sent(count);
-        self.settled += count;
+        self.settled = self.settled.saturating_add(count);
         for number in first..first + count {
             self.tell(Fate::Stored(number), told);
         }
