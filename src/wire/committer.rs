@@ -136,13 +136,11 @@ impl Committer {
     fn unread(&self, error: &StoreError) -> Status {
         tracing::error!(%error, "a persistent wire cannot be read");
         match error {
-            StoreError::Damaged { .. } | StoreError::Format { .. } => {
+            error if error.is_damage() => {
                 self.broken.store(true, Relaxed);
                 Status::new(Code::DataLoss, "what is stored of this wire cannot be read: its host knows more")
             }
-            StoreError::Io { .. } | StoreError::Busy { .. } => {
-                Status::new(Code::Unavailable, "the wire's disk does not answer now")
-            }
+            _ => Status::new(Code::Unavailable, "the wire's disk does not answer now"),
         }
     }
 

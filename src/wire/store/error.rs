@@ -34,6 +34,16 @@ pub enum StoreError {
         /// Its format.
         format: u32,
     },
+    /// It is another wire's file than its name says.
+    #[error("{} holds the wire {wire:?}, whose file is {expected}: give it that name, or move it away", path.display())]
+    Misnamed {
+        /// The file.
+        path: PathBuf,
+        /// The wire that is in it.
+        wire: String,
+        /// The name the file should have.
+        expected: String,
+    },
     /// Another process has it open.
     #[error("{} is in use by another process", path.display())]
     Busy {
@@ -73,18 +83,35 @@ impl StoreError {
         Self::Io { doing: "use", path: path.to_owned(), source: io::Error::other(why) }
     }
 
-    /// What redb says, of this file.
-    pub(super) fn of(path: &Path, error: redb::Error) -> Self {
+    /// What is wrong, of this file. What redb calls corrupted is damage for good; what the disk says may pass.
+    pub(super) fn of(path: &Path, failure: impl Into<Failure>) -> Self {
+        let error = match failure.into() {
+            Failure::Damaged(why) => return Self::damaged(path, why),
+            Failure::Told(error) => return error,
+            Failure::Redb(error) => error,
+        };
         match error {
-            redb::Error::DatabaseAlreadyOpen => Self::Busy { path: path.to_owned() },
+            redb::Error::DatabaseAlreadyOpen | redb::Error::LockProtocolMismatch => Self::Busy { path: path.to_owned() },
             redb::Error::UpgradeRequired(format) => Self::Format { path: path.to_owned(), format: format.into() },
             redb::Error::Io(error) => match error.kind() {
                 io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof => Self::damaged(path, error),
                 _ => Self::io("use", path)(error),
             },
             redb::Error::PreviousIo => Self::unusable(path, "it has failed before".into()),
-            other => Self::damaged(path, other),
+            redb::Error::DatabaseClosed => Self::unusable(path, "it was closed meanwhile".into()),
+            redb::Error::Corrupted(_)
+            | redb::Error::TableDoesNotExist(_)
+            | redb::Error::TableTypeMismatch { .. }
+            | redb::Error::TypeDefinitionChanged { .. }
+            | redb::Error::TableIsMultimap(_)
+            | redb::Error::TableIsNotMultimap(_) => Self::damaged(path, error),
+            other => Self::unusable(path, other.to_string()),
         }
+    }
+
+    /// Whether what is in the file is wrong, and will stay so.
+    pub fn is_damage(&self) -> bool {
+        matches!(self, Self::Damaged { .. } | Self::Format { .. } | Self::Misnamed { .. })
     }
 
     /// Whether there was no room.
@@ -93,3 +120,36 @@ impl StoreError {
         matches!(self, Self::Io { source, .. } if full(source))
     }
 }
+
+/// What goes wrong inside a database, which does not know its file.
+#[derive(Debug)]
+pub(super) enum Failure {
+    /// redb says so.
+    Redb(redb::Error),
+    /// What it holds is wrong.
+    Damaged(String),
+    /// Of a file, and told with its name.
+    Told(StoreError),
+}
+
+impl From<StoreError> for Failure {
+    fn from(error: StoreError) -> Self {
+        Self::Told(error)
+    }
+}
+
+impl Failure {
+    pub fn damaged(why: impl Display) -> Self {
+        Self::Damaged(why.to_string())
+    }
+}
+
+macro_rules! failures {
+    ($($of:ident)*) => { $(impl From<redb::$of> for Failure {
+        fn from(error: redb::$of) -> Self {
+            Self::Redb(error.into())
+        }
+    })* };
+}
+
+failures!(CommitError DatabaseError SetDurabilityError StorageError TableError TransactionError);

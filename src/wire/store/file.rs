@@ -39,7 +39,7 @@ impl Place {
             #[cfg(test)]
             Place::Test(path, disk) => {
                 let database = builder().create_with_backend(disk.plugged_in());
-                database.map_err(|error| StoreError::of(path, error.into()))
+                database.map_err(|error| StoreError::of(path, error))
             }
         }
     }
@@ -115,8 +115,8 @@ pub(super) fn make(path: &Path, fill: impl FnOnce(&Database) -> Result<(), Store
 fn fill_draft(draft: &Path, fill: impl FnOnce(&Database) -> Result<(), StoreError>) -> Result<(), StoreError> {
     let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(draft);
     let backend = FileBackend::new(file.map_err(StoreError::io("make", draft))?);
-    let backend = backend.map_err(|error| StoreError::of(draft, error.into()))?;
-    let database = builder().create_with_backend(backend).map_err(|error| StoreError::of(draft, error.into()))?;
+    let backend = backend.map_err(|error| StoreError::of(draft, error))?;
+    let database = builder().create_with_backend(backend).map_err(|error| StoreError::of(draft, error))?;
     fill(&database)
 }
 
@@ -138,8 +138,8 @@ fn open(path: &Path) -> Result<Database, StoreError> {
     if length == 0 {
         return Err(StoreError::damaged(path, "it is empty"));
     }
-    let backend = FileBackend::new(file).map_err(|error| StoreError::of(path, error.into()))?;
-    builder().create_with_backend(backend).map_err(|error| StoreError::of(path, error.into()))
+    let backend = FileBackend::new(file).map_err(|error| StoreError::of(path, error))?;
+    builder().create_with_backend(backend).map_err(|error| StoreError::of(path, error))
 }
 
 fn builder() -> Builder {

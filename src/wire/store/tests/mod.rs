@@ -10,6 +10,7 @@ pub use self::disk::Disk;
 use super::file::Place;
 use super::*;
 use crate::proto::frame::{Frames, put_frame};
+use crate::proto::limits;
 use crate::state::wire::segments;
 
 fn publisher(number: u8) -> PublisherId {
@@ -66,7 +67,7 @@ fn options() -> Options {
 fn made_on(disk: &Disk, options: Options) -> Store {
     let place = Place::Test("a test's disk".into(), disk.clone());
     let meta = Meta { format: FORMAT, name: "a/b".into(), options, epoch: 7 };
-    fill(place.path(), &place.open().unwrap(), &meta).unwrap();
+    tables::fill(&place.open().unwrap(), &meta).unwrap();
     Store::at(place).unwrap()
 }
 
@@ -135,4 +136,33 @@ fn publishers_that_were_silent_for_longest_are_forgotten() {
     let held = store.held();
     assert!(held.publishers.len() <= limits::WIRE_PUBLISHERS);
     assert!(held.publishers.contains_key(&of(4_999)) && !held.publishers.contains_key(&of(0)));
+}
+
+#[test]
+fn chunks_that_come_one_by_one_are_kept_together() {
+    let disk = Disk::new(3);
+    let store = made_on(&disk, options());
+    for nonce in 1..=2_000 {
+        store.append(&batches(1, nonce, 1, 20), nonce).unwrap();
+    }
+    let frames: usize = batches(1, 1, 2_000, 20).iter().map(|batch| batch.segment.frames.len()).sum();
+    let held = store.held();
+    assert!(held.bytes < frames as u64 * 11 / 10, "{} for {frames}", held.bytes);
+    let again = again_on(&disk).unwrap();
+    assert_eq!(again.held(), held);
+    assert_eq!(contents(&again).unwrap(), (1..=2_000).map(|nonce| (1, nonce)).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_file_under_another_wires_name_is_not_opened() {
+    let directory = tempfile::tempdir().unwrap();
+    drop(Store::create(directory.path(), "a", options(), 9).unwrap());
+    std::fs::copy(directory.path().join(file_name("a")), directory.path().join(file_name("b"))).unwrap();
+    let opened = open_all(directory.path()).unwrap();
+    let (right, wrong): (Vec<_>, Vec<_>) = opened.into_iter().partition(|(_, store)| store.is_ok());
+    assert_eq!((right.len(), wrong.len()), (1, 1));
+    match &wrong[0].1 {
+        Err(StoreError::Misnamed { wire, path, .. }) => assert!(wire == "a" && path.ends_with(file_name("b"))),
+        other => panic!("{other:?}"),
+    }
 }
