@@ -41,7 +41,7 @@ pub async fn call(
     let within = asked.unwrap_or(limits::CALL_DEADLINE).min(limits::CALL_DEADLINE_MAX);
     let callee = callee(node, guests, head, within).await?;
     let left = until.map(|until| until.saturating_duration_since(Instant::now()));
-    let calling = Calling { callee: &callee, head, asked: asked.and(left), unary: left, replies };
+    let calling = Calling { node, callee: &callee, head, asked: asked.and(left), unary: left, replies };
     tokio::select! {
         biased;
         ended = calling.run(&mut requests) => ended,
@@ -69,6 +69,7 @@ async fn callee(node: &Node, guests: &Guests, head: &CallHead, within: Duration)
         let target = resolve(node, &head.peer).await?;
         return Ok(Callee::Peer(guests.session(node, &target, within, head.fail_fast).await?));
     };
+    peers::check_callee(&head.peer)?;
     if head.method.split_once('/').is_none_or(|(service, _)| service != name) {
         return Err(Failure::usage(format!("{} is no method of the service {name:?}", head.method)));
     }
@@ -79,6 +80,7 @@ async fn callee(node: &Node, guests: &Guests, head: &CallHead, within: Duration)
 }
 
 struct Calling<'a> {
+    node: &'a Node,
     callee: &'a Callee,
     head: &'a CallHead,
     /// What is left of the time the caller named.
@@ -148,7 +150,13 @@ impl Calling<'_> {
                 let found = at.session().query(providers.name()).offline(true).discover().await?;
                 Ok(found.iter().filter_map(Found::service).collect())
             }
-            Callee::Service(_, None) => Ok(Vec::new()),
+            Callee::Service(providers, None) => {
+                let somebody = providers.reachable().into_iter().find_map(|id| self.node.session(id));
+                match somebody {
+                    Some(session) => Ok(session.services().await?),
+                    None => Ok(Vec::new()),
+                }
+            }
         }
     }
 

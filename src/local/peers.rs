@@ -11,6 +11,7 @@ use crate::Node;
 use crate::id::NodeId;
 use crate::node::config::PeerRef;
 use crate::node::store::PeerName;
+use crate::proto::directory::is_name;
 use crate::proto::status::Code;
 use crate::service::Search;
 use crate::session::{Session, SessionState};
@@ -57,6 +58,22 @@ pub fn parse(text: &str) -> Result<PeerRef, Failure> {
         return Err(failure.hint("`volt services` lists them; `volt call service:NAME[@PEER]` calls one of them"));
     }
     text.parse().map_err(|error| Failure::usage(format!("{text:?} is no peer: {error}")))
+}
+
+/// Checks that a text means a peer or a service: whom a call can be made to.
+///
+/// # Errors
+/// [`Failure`] of the cause [`Cause::Usage`].
+pub fn check_callee(text: &str) -> Result<(), Failure> {
+    let peer = match service(text) {
+        Some((name, _)) if !is_name(name) => {
+            return Err(Failure::usage(format!("{name:?} is no name of a service")));
+        }
+        Some((_, None)) => return Ok(()),
+        Some((_, Some(peer))) => peer,
+        None => text,
+    };
+    parse(peer).map(drop)
 }
 
 /// The service that a text means, if it means one: `service:NAME`, or `service:NAME@PEER` as that peer's directory lists it.

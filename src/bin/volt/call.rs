@@ -24,10 +24,10 @@ use crate::signals::Signals;
 #[derive(Debug, Args)]
 #[command(
     name = "call",
-    after_help = "Examples:\n  volt call bob greeter/hello '\"world\"'\n  echo '{\"to\": 3}' | volt call bob math/count -\n  seq 10 | volt call bob math/sum --stream\n  volt call volt1aexample clock/now --timeout 2s --fail-fast"
+    after_help = "Examples:\n  volt call bob greeter/hello '\"world\"'\n  echo '{\"to\": 3}' | volt call bob math/count -\n  seq 10 | volt call bob math/sum --stream\n  volt call service:camera@hub camera/snap\n  volt call volt1aexample clock/now --timeout 2s --fail-fast"
 )]
 pub struct CallArgs {
-    /// A ticket, an id (`did:key:…`) or a name
+    /// A ticket, an id (`did:key:…`), a name, or `service:NAME[@PEER]`: whoever provides it, by that peer's directory
     peer: String,
     /// The function
     #[arg(value_name = "SERVICE/METHOD")]
@@ -61,7 +61,7 @@ fn name_and_value(text: &str) -> Result<(String, String), String> {
 
 impl CallArgs {
     pub async fn run(self, context: &Context) -> Result<ExitCode, Failure> {
-        peers::parse(&self.peer)?;
+        peers::check_callee(&self.peer)?;
         let mut signals = Signals::new()?;
         let messages = self.messages()?;
         let head = CallHead {

@@ -15,11 +15,12 @@ use crate::output;
 /// Who may do what at this node, and why
 ///
 /// A deny always wins; what no rule allows is denied; whoever may call something may connect. WHO is an id (`did:key:…`), a name
-/// you gave, `@group` (of volt.toml) or `*`. ACTION is connect, call, or one of later versions. RESOURCE is `service/method`, with
-/// `*` for any text between slashes, and alone for everything.
+/// you gave, `@group` (of volt.toml) or `*`. ACTION is connect, call, register, discover, publish, subscribe or create. RESOURCE is
+/// `service/method` for call, a service for register and discover, a wire for the others, with `*` for any text between slashes,
+/// and alone for everything.
 #[derive(Debug, Subcommand)]
 #[command(
-    after_help = "Examples:\n  volt policy allow bob call 'greeter/*'\n  volt policy deny '*' call admin/stop\n  volt policy check bob call greeter/hello\n  volt policy ls"
+    after_help = "Examples:\n  volt policy allow bob call 'greeter/*'\n  volt policy deny '*' call admin/stop\n  volt policy allow bob publish 'sensors/*'\n  volt policy check bob call greeter/hello\n  volt policy ls"
 )]
 pub enum Policy {
     /// List the rules, with their ids and where they were written
