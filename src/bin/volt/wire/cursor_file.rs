@@ -24,7 +24,8 @@ impl CursorFile {
     pub fn open(path: PathBuf) -> Result<(Self, Option<Cursor>), Failure> {
         let cursor = match fs::read_to_string(&path) {
             Ok(text) => Some(text.trim().parse().map_err(|error| {
-                Failure::usage(format!("{}: {error}", path.display())).hint("remove the file to begin with what comes next")
+                Failure::usage(format!("{}: {error}", path.display()))
+                    .hint("remove the file to begin with the oldest that is kept")
             })?),
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             Err(error) => return Err(Failure::local(format!("cannot read {}: {error}", path.display()))),

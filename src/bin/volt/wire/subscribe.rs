@@ -21,7 +21,7 @@ use crate::signals::Signals;
 /// Write what is published to stdout
 ///
 /// Chunks follow one another as they are; with --lines each is a line. What is lost (the wire did not keep it) is told on stderr. With a
-/// file for --from, it goes on where the last run with that file stopped.
+/// file for --from, it goes on where the last run with that file stopped; the first run begins with the oldest that is kept.
 #[derive(Debug, Args)]
 #[command(
     name = "sub",
@@ -90,7 +90,7 @@ impl Subscribe {
             return parse_from(&self.from).map(|from| (from, None));
         }
         let (file, cursor) = CursorFile::open(PathBuf::from(&self.from))?;
-        Ok((cursor.map_or(From::Live, From::After), Some((file, None))))
+        Ok((cursor.map_or(From::Oldest, From::After), Some((file, None))))
     }
 }
 
