@@ -32,7 +32,8 @@ const CHUNK_BYTES: usize = 64 << 10;
 /// Dials under way while idle sessions are made.
 const IDLE_DIALS: usize = 16;
 
-type Failure = Box<dyn std::error::Error + Send + Sync>;
+/// Whatever goes wrong here.
+pub(super) type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 /// Raw quinn, as a side.
 pub struct Baseline {
@@ -54,7 +55,16 @@ impl Side for Baseline {
 }
 
 /// The server: says on `ready` where it is, and serves until `until` ends.
-pub fn serve(mut ready: impl Write, mut until: impl Read + Send + 'static) -> Result<(), BenchError> {
+pub fn serve(ready: impl Write, until: impl Read + Send + 'static) -> Result<(), BenchError> {
+    serve_with(ready, until, async |endpoint| accept(endpoint).await)
+}
+
+/// A server that accepts in its own way.
+pub(super) fn serve_with(
+    mut ready: impl Write,
+    mut until: impl Read + Send + 'static,
+    accept: impl AsyncFnOnce(&Endpoint),
+) -> Result<(), BenchError> {
     let failed = |why: Failure| BenchError::Failed { side: NAME, work: "serving".to_owned(), why: why.to_string() };
     let (end, ended) = oneshot::channel::<()>();
     std::thread::spawn(move || {
@@ -75,12 +85,12 @@ pub fn serve(mut ready: impl Write, mut until: impl Read + Send + 'static) -> Re
     block_on(serving).map_err(failed)
 }
 
-fn block_on<T>(future: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+pub(super) fn block_on<T>(future: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
     Builder::new_current_thread().enable_all().build()?.block_on(future)
 }
 
 /// Listens and dials. Both ends present a certificate.
-fn endpoint() -> Result<Endpoint, Failure> {
+pub(super) fn endpoint() -> Result<Endpoint, Failure> {
     let identity = tls::Identity::generate()?;
     let mut transport = TransportConfig::default();
     transport
@@ -119,9 +129,7 @@ async fn accept(endpoint: &Endpoint) {
 
 /// Serves one connection. A stream in both directions is a call, answered with its own body; a stream in one is a transfer.
 async fn attend(connection: Connection) -> Result<(), Failure> {
-    let mut welcome = connection.open_uni().await?;
-    welcome.write_all(b"w").await?;
-    welcome.finish()?;
+    welcome(&connection).await?;
     loop {
         tokio::select! {
             biased;
@@ -134,6 +142,13 @@ async fn attend(connection: Connection) -> Result<(), Failure> {
             }
         }
     }
+}
+
+/// Tells a client that its certificate was judged.
+pub(super) async fn welcome(connection: &Connection) -> Result<(), Failure> {
+    let mut welcome = connection.open_uni().await?;
+    welcome.write_all(b"w").await?;
+    Ok(welcome.finish()?)
 }
 
 async fn answer(mut send: SendStream, mut receive: RecvStream) -> Result<(), Failure> {
@@ -160,6 +175,9 @@ async fn work(workload: &Workload, time: Duration, at: SocketAddr, server: &Serv
         Workload::Dials { concurrency } => vec![(Metric::SessionsPerS, dials(&endpoint, at, concurrency, time).await?)],
         Workload::Idle { sessions } => vec![(Metric::KibPerSession, idle(&endpoint, at, sessions, server).await?)],
         Workload::CallCost { .. } | Workload::BulkCost { .. } => return Err("raw quinn has no sessions to resume".into()),
+        Workload::Feed { .. } | Workload::FeedOne { .. } | Workload::Durable { .. } => {
+            return Err("feeds have a server of their own".into());
+        }
     };
     endpoint.close(0u32.into(), b"");
     Ok(figures)
@@ -167,7 +185,7 @@ async fn work(workload: &Workload, time: Duration, at: SocketAddr, server: &Serv
 
 /// A connection on which both ends have proved themselves. TLS 1.3 lets a client go on before the server has judged its
 /// certificate; the welcome shows that it has.
-async fn dial(endpoint: &Endpoint, at: SocketAddr) -> Result<Connection, Failure> {
+pub(super) async fn dial(endpoint: &Endpoint, at: SocketAddr) -> Result<Connection, Failure> {
     let connection = endpoint.connect(at, tls::SERVER_NAME)?.await?;
     connection.accept_uni().await?.read_to_end(1).await?;
     Ok(connection)
@@ -253,13 +271,8 @@ mod tests {
 
     /// A server in this process, and its end: dropping the writer.
     fn server() -> (SocketAddr, std::io::PipeWriter, std::thread::JoinHandle<Result<(), BenchError>>) {
-        let (until, end) = std::io::pipe().unwrap();
-        let (said, ready) = std::io::pipe().unwrap();
-        let serving = std::thread::spawn(move || serve(ready, until));
-        let mut line = String::new();
-        std::io::BufRead::read_line(&mut std::io::BufReader::new(said), &mut line).unwrap();
-        let ready: serde_json::Value = serde_json::from_str(&line).unwrap();
-        (ready["at"].as_str().unwrap().parse().unwrap(), end, serving)
+        let (at, end, serving) = process::in_here(serve);
+        (at.parse().unwrap(), end, serving)
     }
 
     #[test]

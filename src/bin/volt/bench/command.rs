@@ -11,7 +11,7 @@ use crate::context::Context;
 /// Measure what calls, bytes and sessions cost here, beside raw quinn doing the same work in the same run
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  volt bench\n  volt bench unary --rounds 9\n  volt bench stream --json\n  volt bench resume\n\nEach side runs each \
+    after_help = "Examples:\n  volt bench\n  volt bench unary --rounds 9\n  volt bench stream --json\n  volt bench wire\n  volt bench resume\n\nEach side runs each \
 workload in turn, in two processes of its own. A ratio is volt's figure to raw quinn's, the median of all rounds: for times and \
 memory less is better, for rates more. `resume` compares volt with itself: as it is, and with resume_window = 0."
 )]
@@ -34,6 +34,8 @@ enum Only {
     Unary,
     /// Bytes on one stream
     Stream,
+    /// Chunks on wires, to 1, 8 and 64 subscribers, and on disk
+    Wire,
     /// Establishing sessions, and holding them
     Sessions,
     /// What it costs that sessions can be resumed: processor time per call and per MB
@@ -46,6 +48,7 @@ impl Bench {
         let only = self.only.map(|only| match only {
             Only::Unary => Group::Unary,
             Only::Stream => Group::Stream,
+            Only::Wire => Group::Wire,
             Only::Sessions => Group::Sessions,
             Only::Resume => Group::Resume,
         });

@@ -51,6 +51,14 @@ where
     Ok(count as f64 / time.as_secs_f64())
 }
 
+/// By how much this grows per second, for `time`, after a warm-up.
+pub async fn growth(time: Duration, value: impl Fn() -> u64) -> f64 {
+    tokio::time::sleep(time / 5).await;
+    let (start, before) = (Instant::now(), value());
+    tokio::time::sleep(time).await;
+    (value() - before) as f64 / start.elapsed().as_secs_f64()
+}
+
 /// Keeps `concurrency` of them going for `time`, and counts all of them, also those under way at its end.
 pub async fn count<C, F, E>(concurrency: usize, time: Duration, call: C) -> Result<u64, E>
 where

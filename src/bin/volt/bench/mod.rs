@@ -8,10 +8,13 @@
 
 mod baseline;
 mod command;
+mod fanout;
 mod measure;
 mod process;
 mod report;
+mod scratch;
 mod volt;
+mod wires;
 
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -51,6 +54,8 @@ pub enum Group {
     Unary,
     /// Bytes on one stream.
     Stream,
+    /// Chunks on wires.
+    Wire,
     /// Establishing sessions and holding them.
     Sessions,
     /// What resumption costs: volt as it is beside volt with `resume_window = 0`.
@@ -63,6 +68,7 @@ impl Group {
         match self {
             Self::Unary => "unary",
             Self::Stream => "stream",
+            Self::Wire => "wire",
             Self::Sessions => "sessions",
             Self::Resume => "resume",
         }
@@ -95,6 +101,27 @@ pub enum Workload {
         /// Sessions held.
         sessions: usize,
     },
+    /// One publishes as fast as it can, and all subscribers get everything.
+    Feed {
+        /// Bytes of a chunk.
+        body: usize,
+        /// Each with a session of its own.
+        subscribers: usize,
+    },
+    /// The same, one chunk at a time: until the last subscriber has it.
+    FeedOne {
+        /// Bytes of a chunk.
+        body: usize,
+        /// Each with a session of its own.
+        subscribers: usize,
+    },
+    /// Chunks are published until they are acknowledged, which they are when they are on disk.
+    Durable {
+        /// Bytes of a chunk.
+        body: usize,
+        /// Chunks under way at any moment.
+        in_flight: usize,
+    },
     /// As [`Workload::Calls`], for the processor time a call takes at both ends.
     CallCost {
         /// Bytes of the request, and of the reply.
@@ -125,8 +152,15 @@ impl Workload {
             Self::CallCost { body: 1 << 10, in_flight: 64 },
             Self::BulkCost { bytes: 256 * MIB },
         ];
+        let feeds =
+            [1, 8, 64].into_iter().flat_map(|subscribers| [16, 256, 16 << 10].map(|body| Self::Feed { body, subscribers }));
+        let wires = [
+            Self::FeedOne { body: 256, subscribers: 8 },
+            Self::Durable { body: 256, in_flight: 1 },
+            Self::Durable { body: 256, in_flight: 1_024 },
+        ];
         let asked = |group| only.map_or(group != Group::Resume, |only| only == group);
-        all.into_iter().filter(|workload| asked(workload.group())).collect()
+        all.into_iter().chain(feeds).chain(wires).filter(|workload| asked(workload.group())).collect()
     }
 
     fn group(&self) -> Group {
@@ -134,6 +168,7 @@ impl Workload {
             Self::Calls { .. } => Group::Unary,
             Self::Bulk { .. } => Group::Stream,
             Self::Dials { .. } | Self::Idle { .. } => Group::Sessions,
+            Self::Feed { .. } | Self::FeedOne { .. } | Self::Durable { .. } => Group::Wire,
             Self::CallCost { .. } | Self::BulkCost { .. } => Group::Resume,
         }
     }
@@ -147,6 +182,13 @@ impl Workload {
             Self::Bulk { bytes } | Self::BulkCost { bytes } => vec![("bytes", bytes)],
             Self::Dials { concurrency } => vec![("concurrency", concurrency as u64)],
             Self::Idle { sessions } => vec![("idle", sessions as u64)],
+            Self::Feed { body, subscribers } => vec![("body", body as u64), ("subscribers", subscribers as u64)],
+            Self::FeedOne { body, subscribers } => {
+                vec![("body", body as u64), ("subscribers", subscribers as u64), ("in_flight", 1)]
+            }
+            Self::Durable { body, in_flight } => {
+                vec![("body", body as u64), ("in_flight", in_flight as u64), ("persist", 1)]
+            }
         }
     }
 }
@@ -162,6 +204,10 @@ pub enum Metric {
     CallsPerS,
     /// Millions of bytes per second.
     MbPerS,
+    /// Chunks that came to subscribers per second, all of them together.
+    DeliveriesPerS,
+    /// Chunks acknowledged per second.
+    AcksPerS,
     /// Sessions established per second.
     SessionsPerS,
     /// Resident memory of the server per idle session.
@@ -180,6 +226,8 @@ impl Metric {
             Self::P99Us => "p99_us",
             Self::CallsPerS => "calls_per_s",
             Self::MbPerS => "mb_per_s",
+            Self::DeliveriesPerS => "deliveries_per_s",
+            Self::AcksPerS => "acks_per_s",
             Self::SessionsPerS => "sessions_per_s",
             Self::KibPerSession => "kib_per_session",
             Self::CpuUsPerCall => "cpu_us_per_call",
@@ -189,7 +237,7 @@ impl Metric {
 
     /// Whether more of it is better.
     pub fn higher_is_better(self) -> bool {
-        matches!(self, Self::CallsPerS | Self::MbPerS | Self::SessionsPerS)
+        matches!(self, Self::CallsPerS | Self::MbPerS | Self::DeliveriesPerS | Self::AcksPerS | Self::SessionsPerS)
     }
 }
 
@@ -269,6 +317,8 @@ pub fn run(options: &Options, out: &mut dyn Write, talk: &mut dyn Write) -> Resu
 pub fn serve(side: &str) -> Result<(), BenchError> {
     match side {
         baseline::NAME => baseline::serve(io::stdout(), io::stdin()),
+        fanout::NAME => fanout::serve(io::stdout(), io::stdin()),
+        wires::NAME => wires::serve(io::stdout(), io::stdin()),
         volt::NAME => volt::serve(true, io::stdout(), io::stdin()),
         volt::WITHOUT_RESUMPTION => volt::serve(false, io::stdout(), io::stdin()),
         other => Err(BenchError::NoSuchSide(other.to_owned())),
@@ -280,10 +330,14 @@ fn sides(options: &Options, group: Group) -> Result<Sides, BenchError> {
         Some(program) => program.clone(),
         None => std::env::current_exe()?,
     };
+    if group == Group::Wire {
+        let volt = Box::new(wires::Wires { program: program.clone() });
+        return Ok(Sides { volt, baseline: Box::new(fanout::Fanout { program }) });
+    }
     let volt = Box::new(volt::Volt { program: program.clone(), resume: true });
     let baseline: Box<dyn Side> = match group {
         Group::Resume => Box::new(volt::Volt { program, resume: false }),
-        Group::Unary | Group::Stream | Group::Sessions => Box::new(baseline::Baseline { program }),
+        _ => Box::new(baseline::Baseline { program }),
     };
     Ok(Sides { volt, baseline })
 }
@@ -311,7 +365,8 @@ mod tests {
         let unary = Workload::list(Some(Group::Unary));
         assert!(unary.iter().all(|workload| workload.group() == Group::Unary));
         assert_eq!(unary.len(), 4);
-        assert_eq!(Workload::list(None).len(), 7);
+        assert_eq!(Workload::list(None).len(), 19);
+        assert_eq!(Workload::list(Some(Group::Wire)).len(), 12);
         assert!(Workload::list(None).iter().all(|workload| workload.group() != Group::Resume));
         assert_eq!(Workload::list(Some(Group::Resume)).len(), 3);
     }

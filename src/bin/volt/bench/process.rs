@@ -115,6 +115,20 @@ fn resident_kib_by_ps(pid: u32) -> io::Result<u64> {
     String::from_utf8_lossy(&output.stdout).trim().parse().map_err(|_| io::Error::other("ps does not say"))
 }
 
+/// A server in this process, for tests: where it is, its end (dropping the writer), and itself.
+#[cfg(test)]
+pub fn in_here<S>(serve: S) -> (String, io::PipeWriter, std::thread::JoinHandle<Result<(), BenchError>>)
+where
+    S: FnOnce(io::PipeWriter, io::PipeReader) -> Result<(), BenchError> + Send + 'static,
+{
+    let (until, end) = io::pipe().unwrap();
+    let (said, ready) = io::pipe().unwrap();
+    let serving = std::thread::spawn(move || serve(ready, until));
+    let mut line = String::new();
+    BufReader::new(said).read_line(&mut line).unwrap();
+    (read_ready(&line).unwrap(), end, serving)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

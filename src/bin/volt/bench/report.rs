@@ -36,7 +36,16 @@ pub fn title(workload: &Workload) -> String {
         Workload::BulkCost { bytes } => format!("cost of {} on one stream", size(bytes)),
         Workload::Dials { concurrency } => format!("new sessions, {concurrency} at a time"),
         Workload::Idle { sessions } => format!("{} idle sessions", thousands(sessions as u64)),
+        Workload::Feed { body, subscribers } => format!("chunks of {} to {subscribers}", size(body as u64)),
+        Workload::FeedOne { body, subscribers } => format!("one chunk of {} to {subscribers}", size(body as u64)),
+        Workload::Durable { body, in_flight: 1 } => format!("chunks of {} on disk, one at a time", size(body as u64)),
+        Workload::Durable { body, in_flight } => format!("chunks of {} on disk, {in_flight} in flight", size(body as u64)),
     }
+}
+
+/// The figures of a feed that delivers so many chunks of this size per second.
+pub fn deliveries(per_s: f64, body: usize) -> Figures {
+    vec![(Metric::DeliveriesPerS, per_s), (Metric::MbPerS, per_s * body as f64 / 1e6)]
 }
 
 /// A line `{"bench","params","metric","volt","baseline","ratio"}` for each metric. `volt` and `ratio` are null while volt does
@@ -104,7 +113,7 @@ fn legend(rounds: usize, with_volt: bool, of_itself: bool) -> String {
     let baseline = if of_itself {
         "the same nodes with resume_window = 0 at both ends; the cost is processor time of both processes."
     } else {
-        "raw quinn, one stream per call, one-thread runtimes in two processes, no busy-polling."
+        "raw quinn, one stream per call or subscriber, one-thread runtimes in two processes, no busy-polling."
     };
     format!(
         "Medians of {rounds} {plural}, the range is the baseline's{ratio}. ↓ less is better, ↑ more is better.\n\

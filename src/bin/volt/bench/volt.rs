@@ -29,7 +29,8 @@ const IDLE_DIALS: usize = 16;
 /// A session that is not up by then is a failure.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-type Failure = Box<dyn std::error::Error + Send + Sync>;
+/// Whatever goes wrong here.
+pub(super) type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 /// Nodes, as a side.
 pub struct Volt {
@@ -53,11 +54,20 @@ impl Side for Volt {
 }
 
 /// The server: says on `say` where it is, answers what is asked on `asked`, and serves until that ends.
-pub fn serve(resume: bool, mut say: impl Write + Send + 'static, asked: impl Read + Send + 'static) -> Result<(), BenchError> {
+pub fn serve(resume: bool, say: impl Write + Send + 'static, asked: impl Read + Send + 'static) -> Result<(), BenchError> {
+    serve_with(say, asked, node(resume))
+}
+
+/// The server, which is this node.
+pub(super) fn serve_with(
+    mut say: impl Write + Send + 'static,
+    asked: impl Read + Send + 'static,
+    node: impl Future<Output = Result<Node, Failure>>,
+) -> Result<(), BenchError> {
     let failed = |why: Failure| BenchError::Failed { side: NAME, work: "serving".to_owned(), why: why.to_string() };
     let (end, ended) = oneshot::channel::<()>();
     let serving = async {
-        let node = node(resume).await?;
+        let node = node.await?;
         writeln!(say, "{}", process::ready(&node.ticket().to_string()))?;
         say.flush()?;
         std::thread::spawn(move || {
@@ -70,12 +80,12 @@ pub fn serve(resume: bool, mut say: impl Write + Send + 'static, asked: impl Rea
     block_on(serving).map_err(failed)
 }
 
-fn block_on<T>(future: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+pub(super) fn block_on<T>(future: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
     Builder::new_current_thread().enable_all().build()?.block_on(future)
 }
 
 /// A node that anyone may call.
-async fn node(resume: bool) -> Result<Node, Failure> {
+pub(super) async fn node(resume: bool) -> Result<Node, Failure> {
     let bench = Service::new("bench").unary("echo", |_cx, body: Bytes| async move { Ok(body.to_vec()) }).client_stream(
         "discard",
         |_cx, mut chunks: Receiver<Bytes>| async move {
@@ -114,6 +124,9 @@ async fn work(
         }
         Workload::Dials { concurrency } => vec![(Metric::SessionsPerS, dials(at, concurrency, time).await?)],
         Workload::Idle { sessions } => vec![(Metric::KibPerSession, idle(at, sessions, server).await?)],
+        Workload::Feed { .. } | Workload::FeedOne { .. } | Workload::Durable { .. } => {
+            return Err("wires have a server of their own".into());
+        }
     })
 }
 
