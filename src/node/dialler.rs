@@ -60,6 +60,12 @@ impl Dialler for Borrowed {
         Some(Session::new(self.hub.clone(), self.hub.want(id, addresses)))
     }
 
+    fn found(&self, id: NodeId, addresses: &[SocketAddr]) {
+        if self.lock().contains_key(&id) {
+            self.hub.want(id, addresses);
+        }
+    }
+
     fn release(&self, id: NodeId) {
         let mut sessions = self.lock();
         let Some(held) = sessions.get_mut(&id) else { return };

@@ -55,6 +55,8 @@ type Changes = Pin<Box<dyn Stream<Item = ()> + Send>>;
 pub(crate) trait Dialler: Send + Sync {
     /// A session with this node, from now on; `None` if it is this node itself.
     fn hold(&self, id: NodeId, addresses: &[SocketAddr]) -> Option<Session>;
+    /// A node that is held is to be found there now, too.
+    fn found(&self, id: NodeId, addresses: &[SocketAddr]);
     /// It is not needed for this any more.
     fn release(&self, id: NodeId);
     /// The limits of the node.
@@ -304,6 +306,9 @@ impl Known {
         if let Some(there) = self.there.get_mut(&id) {
             there.online.insert(source);
             there.offline.remove(&source);
+            dialler.found(id, addresses);
+            // It is back: what failed before says nothing of it now.
+            self.picker.answered(id);
             return None;
         }
         if self.there.len() >= HELD {
