@@ -13,3 +13,4 @@ mod slow;
 mod support;
 mod swarm;
 mod traffic;
+mod wires;
