@@ -9,7 +9,7 @@ use tokio::time::sleep;
 use voltmesh::id::{NodeId, SecretKey};
 use voltmesh::net::sim::{LinkProfile, SimNetwork};
 use voltmesh::policy::{Action, Effect, Rule, Source, Subject};
-use voltmesh::service::{Presence, Registered};
+use voltmesh::service::{Pick, Presence, Registered};
 use voltmesh::{Event, Node, Service};
 
 use crate::support::*;
@@ -134,4 +134,41 @@ fn watchers_see_every_turn_once_and_in_order_whatever_happens_to_paths_and_nodes
         (turns, seen.len())
     });
     println!("turns at the volt, and as they were watched: {turns:?}");
+}
+
+/// A node that says which host it is on, listed at the volt.
+async fn providing(network: &SimNetwork, host: u8, volt: NodeId) -> (Node, Registered) {
+    let builder = Node::builder().open(true);
+    let node = bind(network, ip(host), &key(u64::from(host)), builder).await;
+    let session = node.hold(volt, &[(ip(VOLT), PORT).into()]);
+    let service = Service::new("where").unary("are-you", move |_cx, ()| async move { Ok(host) });
+    let registered = session.register(service).await.unwrap();
+    (node, registered)
+}
+
+#[test]
+fn of_several_providers_the_nearest_is_called_as_long_as_it_is_the_nearest() {
+    simulate(async {
+        let (network, _) = network(seed());
+        let volt = node(&network, VOLT, &key(1)).await;
+        let (near, far, caller) = (10, 11, 12);
+        let distance = |host, delay| network.link(ip(host), ip(caller), LinkProfile::perfect(Duration::from_millis(delay)));
+        distance(near, 5);
+        distance(far, 60);
+        let _providers = [providing(&network, near, volt.id()).await, providing(&network, far, volt.id()).await];
+        let node = bind(&network, ip(caller), &key(12), Node::builder()).await;
+        let session = node.hold(volt.id(), &[(ip(VOLT), PORT).into()]);
+        let nearest = node.providers("where", &session).unwrap().pick(Pick::LeastLatency);
+        let each = node.providers("where", &session).unwrap();
+        until(Duration::from_secs(30), || nearest.reachable().len() == 2 && each.reachable().len() == 2).await;
+        for _ in 0..10 {
+            assert_eq!(nearest.call::<_, u8>("are-you", &()).await.unwrap(), near);
+        }
+        // Distances change, and calls in turn measure both.
+        distance(near, 200);
+        for _ in 0..40 {
+            each.call::<_, u8>("are-you", &()).await.unwrap();
+        }
+        assert_eq!(nearest.call::<_, u8>("are-you", &()).await.unwrap(), far);
+    });
 }
