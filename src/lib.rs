@@ -47,6 +47,12 @@
 //! * [`Service`] and [calls](service::Call): named functions of four shapes (unary, client stream, server stream, both), called from
 //!   either side of a session. Bodies are bincode, JSON or raw bytes, as the caller likes; the handler is the same. Dropping a call
 //!   cancels it, down to the handler; deadlines travel along.
+//! * [`Directory`](service::Directory): what is registered at a node, by itself and by its peers, and who of them is there. A service
+//!   [registered](Session::register) with a peer is online as long as a path carries that session; others
+//!   [discover](Session::discover) and [watch](Session::watch) it, and call it by its name through
+//!   [`Providers`](service::Providers).
+//! * [`Wire`](wire::Wire): a named feed of chunks, hosted by a node, in memory or on disk. Whoever may publishes and subscribes; both go on
+//!   over any number of sessions, and what is lost is told.
 //! * [`Outcome`]: what became of a call that failed. [`CallError::outcome`] tells *answered*, *not sent* (safe to make again) and
 //!   *unknown* (the other side may have acted on it).
 //! * [`Policy`](policy::Policy): who may do what. What no rule permits is denied; a deny always wins.
