@@ -1,21 +1,24 @@
 //! One wire of this node: its log, who publishes to it and who reads it. Readers have a position and no queue: what they are given
 //! is the log's own memory, so one that stands still costs nothing here.
 
-use std::collections::{BinaryHeap, HashMap, HashSet};
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, Weak};
+mod memory;
+mod reader;
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use bytes::Bytes;
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
 
+pub(crate) use self::memory::Memory;
+pub(crate) use self::reader::{Next, Reader};
 use super::committer::Committer;
 use super::error::Fault;
 use crate::proto::limits;
 use crate::proto::status::{Code, Status};
 use crate::proto::wire::{Cursor, From, Options, PublisherId, Slow, WireInfo};
-use crate::state::wire::{Append, Publishers, Read, Ring, Segment, segments};
+use crate::state::wire::{Append, Publishers, Ring, Segment, segments};
 
 /// A wire.
 #[derive(Debug)]
@@ -40,14 +43,6 @@ struct State {
     over: Option<Status>,
     /// Since when nobody publishes or reads.
     unused: Option<Instant>,
-}
-
-/// What the rings of a node hold together, at most so much.
-#[derive(Debug)]
-pub(crate) struct Memory {
-    max: usize,
-    held: AtomicUsize,
-    logs: Mutex<Vec<Weak<Log>>>,
 }
 
 /// Chunks that one publisher has stored: so many, of which the first has this number.
@@ -328,61 +323,6 @@ impl State {
     }
 }
 
-impl Default for Memory {
-    fn default() -> Self {
-        Self::new(limits::WIRES_BYTES)
-    }
-}
-
-impl Memory {
-    /// Nothing is held yet.
-    pub fn new(max: usize) -> Self {
-        Self { max, held: AtomicUsize::new(0), logs: Mutex::default() }
-    }
-
-    /// A ring holds that much now.
-    fn changed(&self, before: usize, after: usize) {
-        match after.checked_sub(before) {
-            Some(more) => self.held.fetch_add(more, Relaxed),
-            None => self.held.fetch_sub(before - after, Relaxed),
-        };
-    }
-
-    /// Where all rings together hold too much the largest let their oldest go, whoever has appended: a wire that is seldom used is not
-    /// emptied by one that is used much. Not to be called with a log's state in hand.
-    fn relieve(&self) {
-        if self.held.load(Relaxed) <= self.max {
-            return;
-        }
-        // A little more than needed, so that this is not done for each chunk.
-        let enough = self.max - self.max / 16;
-        let mut logs = self.logs();
-        logs.retain(|log| log.strong_count() > 0);
-        let logs: Vec<Arc<Log>> = logs.iter().filter_map(Weak::upgrade).collect();
-        let mut by_size: BinaryHeap<(usize, usize)> = logs.iter().map(|log| log.state().ring.bytes()).zip(0..).collect();
-        while self.held.load(Relaxed) > enough
-            && let Some((bytes, at)) = by_size.pop()
-        {
-            match logs[at].shed() {
-                0 => {}
-                shed => by_size.push((bytes.saturating_sub(shed), at)),
-            }
-        }
-    }
-
-    fn join(&self, log: &Arc<Log>) {
-        let mut logs = self.logs();
-        if logs.len() >= 2 * limits::WIRES {
-            logs.retain(|log| log.strong_count() > 0);
-        }
-        logs.push(Arc::downgrade(log));
-    }
-
-    fn logs(&self) -> MutexGuard<'_, Vec<Weak<Log>>> {
-        self.logs.lock().expect("nothing panics while it is held")
-    }
-}
-
 /// Somebody publishes, until this is dropped.
 #[derive(Debug)]
 pub(crate) struct Publishing {
@@ -431,102 +371,7 @@ impl Drop for Publishing {
     }
 }
 
-/// Somebody reads, until this is dropped.
-#[derive(Debug)]
-pub(crate) struct Reader {
-    log: Arc<Log>,
-    id: u64,
-    at: u64,
-}
-
-/// What a reader gets.
-#[derive(Debug)]
-pub(crate) enum Next {
-    /// Whole frames, of so many chunks.
-    Chunks(Vec<Bytes>, u64),
-    /// These are kept no more.
-    Gap { from: u64, to: u64 },
-    /// There is no more for this reader, and why.
-    Over(Status),
-}
-
-impl Reader {
-    /// The next chunk's number.
-    pub fn at(&self) -> u64 {
-        self.at
-    }
-
-    /// The wire.
-    pub fn log(&self) -> &Arc<Log> {
-        &self.log
-    }
-
-    /// The next there is, about so many bytes at most; waits while there is nothing. Cancel-safe: the same is there again until it
-    /// was [taken](Self::took).
-    pub async fn next(&mut self, bytes_max: usize) -> Next {
-        loop {
-            let log = self.log.clone();
-            let news = log.news.notified();
-            let oldest = {
-                let mut state = log.state();
-                if let Some(over) = &state.over {
-                    return Next::Over(over.clone());
-                }
-                if !state.ring.has(self.id) {
-                    return Next::Over(too_slow());
-                }
-                match state.ring.read(self.at, bytes_max) {
-                    Read::Chunks(pieces, count) => return Next::Chunks(pieces, count),
-                    Read::Behind(oldest) if log.committer.is_none() => {
-                        return self.overrun(&mut state, oldest);
-                    }
-                    Read::Behind(oldest) => Some(oldest),
-                    Read::Nothing => None,
-                }
-            };
-            match (&log.committer, oldest) {
-                (Some(committer), Some(_)) => match committer.read(self.at, bytes_max).await {
-                    Ok(Read::Chunks(pieces, count)) => return Next::Chunks(pieces, count),
-                    Ok(Read::Behind(oldest)) => return self.overrun(&mut log.state(), oldest),
-                    Ok(Read::Nothing) => {}
-                    Err(status) => return Next::Over(status),
-                },
-                _ => news.await,
-            }
-        }
-    }
-
-    /// So many of the chunks are with whoever reads.
-    pub fn took(&mut self, count: u64) {
-        self.at += count;
-        self.log.state().ring.reached(self.id, self.at);
-        if self.log.options.slow == Slow::Block {
-            self.log.room.notify_waiters();
-        }
-    }
-
-    fn overrun(&mut self, state: &mut State, oldest: u64) -> Next {
-        if self.log.options.slow == Slow::Disconnect {
-            return Next::Over(too_slow());
-        }
-        let from = std::mem::replace(&mut self.at, oldest);
-        state.ring.reached(self.id, oldest);
-        Next::Gap { from, to: oldest - 1 }
-    }
-}
-
-impl Drop for Reader {
-    fn drop(&mut self) {
-        self.log.left(|state| state.ring.leave(self.id));
-        self.log.room.notify_waiters();
-    }
-}
-
 /// What is told of a wire whose file is damaged.
 fn damaged() -> Status {
     Status::new(Code::DataLoss, "what is stored of this wire is damaged: its host knows more")
-}
-
-fn too_slow() -> Status {
-    Status::new(Code::ResourceExhausted, "the subscriber was too slow for this wire; subscribe again from its cursor")
 }
