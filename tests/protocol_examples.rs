@@ -11,6 +11,7 @@ use voltmesh::proto::frame::{put_frame, put_message};
 use voltmesh::proto::limits;
 use voltmesh::proto::status::{Code, Status};
 use voltmesh::proto::stream::{Head, Purpose};
+use voltmesh::proto::{directory, wire};
 
 const PAGE: &str = include_str!("../src/guide/protocol.md");
 
@@ -141,6 +142,50 @@ fn the_unary_call_on_the_page_is_the_one_written() {
     assert_eq!(example("A unary call, in full"), [call, answer].concat());
 }
 
+/// A session stream's beginning, in the direction of who opens it.
+fn opened(purpose: Purpose) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    Head::Fresh { stream: 2 }.put(&mut bytes);
+    bytes.push(purpose as u8);
+    bytes
+}
+
+#[test]
+fn the_registration_on_the_page_is_the_one_written() {
+    let listing = directory::Listing {
+        name: "camera".into(),
+        mode: directory::Mode::Trusted,
+        metadata: vec![("room".into(), b"porch".to_vec())],
+        description: b"{}".to_vec(),
+    };
+    let mut ask = opened(Purpose::Directory);
+    put_message(&mut ask, &directory::Ask::Register(listing));
+    let mut answer = Vec::new();
+    put_message(&mut answer, &directory::Answer::Done);
+    assert_eq!(example("A registration, in full"), [ask, answer].concat());
+}
+
+#[test]
+fn the_chunks_on_the_page_are_those_written() {
+    let mut publisher = opened(Purpose::Wire);
+    let ask = wire::Ask::Publish { name: "log".into(), publisher: wire::PublisherId([0xab; 16]), epoch: None };
+    put_message(&mut publisher, &ask);
+    wire::put_chunk(&mut publisher, &wire::Chunk::new("hi")).unwrap();
+    let tagged = wire::Chunk { body: "hi".into(), metadata: vec![("a".into(), "b".into())] };
+    wire::put_chunk(&mut publisher, &tagged).unwrap();
+    let mut host = Vec::new();
+    put_message(&mut host, &wire::Answer::Ready { epoch: 7, last: 0, known: false });
+    put_message(&mut host, &wire::Answer::Ack { count: 2, first: 41 });
+    assert_eq!(example("Two chunks, published"), [publisher, host].concat());
+    let mut subscriber = opened(Purpose::Wire);
+    put_message(&mut subscriber, &wire::Ask::Subscribe { name: "log".into(), from: wire::From::Seq(9) });
+    let mut host = Vec::new();
+    put_message(&mut host, &wire::Answer::Begin { epoch: 7, next: 9 });
+    wire::put_gap(&mut host, 9, 40);
+    wire::put_chunk(&mut host, &wire::Chunk::new("hi")).unwrap();
+    assert_eq!(example("A subscription to chunks that are"), [subscriber, host].concat());
+}
+
 #[test]
 fn the_bounds_on_the_page_are_those_in_force() {
     let (_, bounds) = PAGE.split_once("## Bounds").unwrap();
@@ -177,6 +222,14 @@ fn the_bounds_on_the_page_are_those_in_force() {
         ("remembered calls of one caller", limits::REPLAY_CALLER_BYTES),
         ("remembered calls of all callers", limits::REPLAY_BYTES),
         ("calls in flight, each way", limits::CALLS_IN_FLIGHT),
+        ("streams of a directory or of wires, each way", limits::FEEDS),
+        ("registrations of one session", limits::REGISTRATIONS),
+        ("description of a service, in a listing", limits::DESCRIPTION_BYTES),
+        ("watches of one session", limits::WATCHES),
+        ("chunk", limits::CHUNK_BYTES),
+        ("metadata of a chunk", limits::CHUNK_METADATA_BYTES),
+        ("name of a wire", limits::WIRE_NAME_BYTES),
+        ("publishers a wire knows", limits::WIRE_PUBLISHERS),
         ("visitors of one identity", limits::VISITORS),
     ];
     let times = [
