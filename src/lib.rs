@@ -90,6 +90,8 @@ pub mod net;
 pub mod node;
 pub mod policy;
 pub mod proto;
+#[doc(hidden)]
+pub mod seal;
 pub mod service;
 pub mod session;
 #[doc(hidden)]
