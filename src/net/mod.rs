@@ -3,6 +3,7 @@
 
 pub(crate) mod certificate;
 mod endpoint;
+pub mod ends;
 mod link;
 mod runtime;
 #[doc(hidden)]

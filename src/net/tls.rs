@@ -96,7 +96,6 @@ pub(crate) fn certificate_error(error: &quinn::ConnectionError) -> Option<Certif
 }
 
 /// The same, of a handshake without quinn.
-#[cfg_attr(not(test), allow(dead_code, reason = "for TLS without quinn, as circuits will speak it"))]
 pub(crate) fn certificate_error_of_tls(error: &rustls::Error) -> Option<CertificateError> {
     Refused::find(&error.to_string())
 }
