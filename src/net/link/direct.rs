@@ -1,4 +1,4 @@
-//! A link: an authenticated QUIC connection to a neighbour, and its streams. Nothing above this file sees quinn.
+//! A link of its own: an authenticated QUIC connection to a neighbour, and its streams. Nothing above the links sees quinn.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -8,65 +8,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use quinn::{ConnectionError, ReadError, VarInt, WriteError};
 
+use super::{LostReason, PathError};
 use crate::id::NodeId;
 use crate::proto::close::{CloseCode, StreamCode};
 use crate::proto::limits;
-
-/// Why a path stream can carry no more.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum PathError {
-    /// The path itself is gone.
-    #[error("the path was lost: {0}")]
-    Lost(LostReason),
-    /// The far side gave up sending on this stream.
-    #[error("the stream was reset by the peer (code {0})")]
-    Reset(u64),
-    /// The far side reads this stream no longer.
-    #[error("the stream was stopped by the peer (code {0})")]
-    Stopped(u64),
-    /// This half was finished, reset or stopped here.
-    #[error("the stream is closed")]
-    Closed,
-}
-
-/// How a link ended.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum LostReason {
-    /// The peer closed it with a code we know.
-    #[error("closed by the peer: {}", code_text(*.0))]
-    Closed(CloseCode),
-    /// The peer closed it with a code we do not know.
-    #[error("closed by the peer with the unknown code {0}")]
-    ClosedUnknown(u64),
-    /// We closed it.
-    #[error("closed here")]
-    Here,
-    /// Nothing came for too long.
-    #[error("no answer for too long")]
-    TimedOut,
-    /// The peer's process does not know the link: it was restarted.
-    #[error("the peer no longer knows the link: it was restarted")]
-    Restarted,
-    /// The handshake was refused or QUIC itself broke.
-    #[error("{0}")]
-    Transport(String),
-}
-
-fn code_text(code: CloseCode) -> &'static str {
-    match code {
-        CloseCode::Goodbye => "goodbye",
-        CloseCode::Refused => "refused",
-        CloseCode::Superseded => "a newer link took over",
-        CloseCode::Crossed => "two dials crossed and the other one won",
-        CloseCode::Stale => "the link came too late",
-        CloseCode::Protocol => "it says we broke the protocol",
-        CloseCode::Timeout => "it says we were too slow",
-        CloseCode::Version => "no protocol version in common",
-        CloseCode::WrongKey => "it dialled another key",
-    }
-}
 
 impl From<ConnectionError> for LostReason {
     fn from(error: ConnectionError) -> Self {
@@ -85,7 +30,7 @@ impl From<ConnectionError> for LostReason {
 
 /// An authenticated QUIC connection. Clones share it.
 #[derive(Clone, Debug)]
-pub struct Link {
+pub struct Direct {
     connection: quinn::Connection,
     peer: NodeId,
     dialled: bool,
@@ -95,10 +40,10 @@ pub struct Link {
 
 /// One of what a number counts, until it is dropped.
 #[derive(Debug)]
-pub(super) struct Counted(Arc<AtomicUsize>);
+pub struct Counted(Arc<AtomicUsize>);
 
 impl Counted {
-    pub(super) fn new(count: &Arc<AtomicUsize>) -> Self {
+    pub fn new(count: &Arc<AtomicUsize>) -> Self {
         count.fetch_add(1, Relaxed);
         Self(count.clone())
     }
@@ -110,8 +55,8 @@ impl Drop for Counted {
     }
 }
 
-impl Link {
-    pub(super) fn new(connection: quinn::Connection, peer: NodeId, dialled: bool, counted: Counted) -> Self {
+impl Direct {
+    pub fn new(connection: quinn::Connection, peer: NodeId, dialled: bool, counted: Counted) -> Self {
         Self { connection, peer, dialled, counted: Arc::new(Mutex::new(Some(counted))) }
     }
 
@@ -146,15 +91,15 @@ impl Link {
     }
 
     /// Opens a stream; waits while the peer grants no more. Cancel-safe.
-    pub async fn open(&self) -> Result<(PathSend, PathRecv), PathError> {
+    pub async fn open(&self) -> Result<(PlainSend, PlainRecv), PathError> {
         let (send, recv) = self.connection.open_bi().await.map_err(lost)?;
-        Ok((PathSend::new(send), PathRecv::new(recv)))
+        Ok((PlainSend::new(send), PlainRecv::new(recv)))
     }
 
     /// The next stream the peer opened. Cancel-safe.
-    pub async fn accept(&self) -> Result<(PathSend, PathRecv), PathError> {
+    pub async fn accept(&self) -> Result<(PlainSend, PlainRecv), PathError> {
         let (send, recv) = self.connection.accept_bi().await.map_err(lost)?;
-        Ok((PathSend::new(send), PathRecv::new(recv)))
+        Ok((PlainSend::new(send), PlainRecv::new(recv)))
     }
 
     /// Sends a datagram (RFC 9221): it may be lost, and no window holds it up. One that cannot be sent is lost too.
@@ -206,12 +151,12 @@ fn lost(error: ConnectionError) -> PathError {
 
 /// The sending half of a path stream. Dropped unfinished it is reset: what was cut off never looks complete.
 #[derive(Debug)]
-pub struct PathSend {
+pub struct PlainSend {
     inner: quinn::SendStream,
     open: bool,
 }
 
-impl PathSend {
+impl PlainSend {
     fn new(inner: quinn::SendStream) -> Self {
         Self { inner, open: true }
     }
@@ -261,7 +206,7 @@ impl PathSend {
     }
 }
 
-impl Drop for PathSend {
+impl Drop for PlainSend {
     fn drop(&mut self) {
         self.reset(StreamCode::Cancelled);
     }
@@ -277,11 +222,11 @@ fn write_error(error: WriteError) -> PathError {
 
 /// The receiving half of a path stream. Dropped before its end, the peer is told to stop.
 #[derive(Debug)]
-pub struct PathRecv {
+pub struct PlainRecv {
     inner: quinn::RecvStream,
 }
 
-impl PathRecv {
+impl PlainRecv {
     fn new(inner: quinn::RecvStream) -> Self {
         Self { inner }
     }
