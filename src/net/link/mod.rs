@@ -88,6 +88,8 @@ enum Carrier {
 
 use Carrier::{Circuit as Relayed, Direct as Own};
 
+// What waits on a circuit is boxed: else every call on a link of its own would be moved about with room for it.
+
 impl Link {
     pub(super) fn new(connection: quinn::Connection, peer: NodeId, dialled: bool, counted: Counted) -> Self {
         Self(Own(Direct::new(connection, peer, dialled, counted)))
@@ -157,7 +159,7 @@ impl Link {
     pub async fn open(&self) -> Result<(PathSend, PathRecv), PathError> {
         match &self.0 {
             Own(link) => link.open().await.map(|(send, recv)| (PathSend::Plain(send), PathRecv::Plain(recv))),
-            Relayed(circuit) => circuit.open().await,
+            Relayed(circuit) => Box::pin(circuit.open()).await,
         }
     }
 
@@ -165,7 +167,7 @@ impl Link {
     pub async fn accept(&self) -> Result<(PathSend, PathRecv), PathError> {
         match &self.0 {
             Own(link) => link.accept().await.map(|(send, recv)| (PathSend::Plain(send), PathRecv::Plain(recv))),
-            Relayed(circuit) => circuit.accept().await,
+            Relayed(circuit) => Box::pin(circuit.accept()).await,
         }
     }
 
@@ -180,7 +182,7 @@ impl Link {
     pub async fn read_datagram(&self) -> Result<Bytes, PathError> {
         match &self.0 {
             Own(link) => link.read_datagram().await,
-            Relayed(circuit) => Err(PathError::Lost(circuit.closed().await)),
+            Relayed(circuit) => Err(PathError::Lost(Box::pin(circuit.closed()).await)),
         }
     }
 
@@ -210,7 +212,7 @@ impl Link {
     pub async fn closed(&self) -> LostReason {
         match &self.0 {
             Own(link) => link.closed().await,
-            Relayed(circuit) => circuit.closed().await,
+            Relayed(circuit) => Box::pin(circuit.closed()).await,
         }
     }
 
@@ -234,15 +236,10 @@ pub enum PathSend {
 
 impl PathSend {
     /// Hands bytes to QUIC; waits while there is no room. Not cancel-safe: a dropped write may have sent a part.
-    pub async fn write(&mut self, mut bytes: Bytes) -> Result<(), PathError> {
+    pub async fn write(&mut self, bytes: Bytes) -> Result<(), PathError> {
         match self {
             PathSend::Plain(send) => send.write(bytes).await,
-            PathSend::Sealed(send) => {
-                while !bytes.is_empty() {
-                    send.write_some(&mut bytes).await?;
-                }
-                Ok(())
-            }
+            PathSend::Sealed(send) => Box::pin(send.write(bytes)).await,
         }
     }
 
@@ -251,7 +248,7 @@ impl PathSend {
     pub async fn write_some(&mut self, bytes: &mut Bytes) -> Result<(), PathError> {
         match self {
             PathSend::Plain(send) => send.write_some(bytes).await,
-            PathSend::Sealed(send) => send.write_some(bytes).await,
+            PathSend::Sealed(send) => Box::pin(send.write_some(bytes)).await,
         }
     }
 
@@ -303,7 +300,7 @@ impl PathRecv {
     pub async fn read(&mut self) -> Result<Option<Bytes>, PathError> {
         match self {
             PathRecv::Plain(recv) => recv.read().await,
-            PathRecv::Sealed(recv) => recv.read().await,
+            PathRecv::Sealed(recv) => Box::pin(recv.read()).await,
         }
     }
 

@@ -37,6 +37,13 @@ impl SealedSend {
         Self { inner: Inner::Here(inner), sealer, pending: Bytes::new(), circuit }
     }
 
+    pub async fn write(&mut self, mut bytes: Bytes) -> Result<(), PathError> {
+        while !bytes.is_empty() {
+            self.write_some(&mut bytes).await?;
+        }
+        Ok(())
+    }
+
     pub async fn write_some(&mut self, bytes: &mut Bytes) -> Result<(), PathError> {
         self.flush().await?;
         let piece = bytes.split_to(bytes.len().min(PLAIN_BYTES));
