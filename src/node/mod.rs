@@ -7,6 +7,7 @@ pub mod config;
 mod dialler;
 mod doors;
 mod error;
+mod finding;
 pub mod home;
 mod restart;
 mod rules;
@@ -24,6 +25,7 @@ use tokio::task::JoinHandle;
 pub use addresses::reachable;
 pub use builder::Builder;
 pub use error::{BindError, ConnectError, RuleError};
+pub use finding::{Located, LocatedRelay};
 
 use self::config::PeerRef;
 use self::dialler::Borrowed;
@@ -149,6 +151,7 @@ impl Node {
         let (lock, tasks) = (Mutex::new(lock), Mutex::new(vec![running]));
         let borrowed = Borrowed::new(hub.clone(), rules.clone(), network.clone());
         relays.join(&hub, Arc::new(borrowed.clone()));
+        registry.set_own(finding::service(hub.downgrade()))?;
         hub.set_relays(home_relays.iter().map(|(id, at)| Relay { id: *id, addresses: at.addresses.clone() }).collect());
         let (mirrors, home_volts) = (Mutex::default(), homes.iter().map(|(id, _)| *id).collect());
         let node = Self(Arc::new(Inner {
@@ -299,7 +302,12 @@ impl Node {
     pub fn hold_at(&self, id: NodeId, at: &Where) -> Session {
         self.0.borrowed.is_the_owners(id);
         self.0.rules.dial(id);
-        Session::new(self.0.hub.clone(), self.0.hub.want(id, at))
+        let session = Session::new(self.0.hub.clone(), self.0.hub.want(id, at));
+        // Of whom nothing is known the relays may know something.
+        if *at == Where::default() && !self.0.hub.relays().is_empty() {
+            self.run(finding::ask_relays(self.0.hub.clone(), id));
+        }
+        session
     }
 
     /// Keeps no session with the peer any more, and closes the one there is.
@@ -605,7 +613,9 @@ impl Node {
     /// Runs a part of the node, which ends when the events do.
     fn run(&self, task: impl Future<Output = ()> + Send + 'static) {
         let task = self.0.network.spawn(task);
-        self.0.tasks.lock().expect("nothing panics while it is held").push(task);
+        let mut tasks = self.0.tasks.lock().expect("nothing panics while it is held");
+        tasks.retain(|task| !task.is_finished());
+        tasks.push(task);
     }
 
     /// Until the node stops, which ends its events.

@@ -108,26 +108,15 @@ impl Relays {
         put_message(&mut buf, &Open { leg: number, circuit: open.circuit, route: rest.to_vec() });
         buf.extend_from_slice(&first);
         far_send.write(buf.into()).await.map_err(|_| not_there())?;
-        // Until something comes back it is half open. What comes is for the near side, and not looked at.
-        let answer = tokio::select! {
-            biased;
-            answer = timeout(limits::CIRCUIT_HALF_OPEN, far_recv.read()) => answer,
-            _ = send.stopped() => return Ok(()),
-        };
-        let answer = match answer {
-            Ok(Ok(Some(answer))) => answer,
-            Ok(_) => return Err(not_there()),
-            Err(_) => {
-                count(&toll.counted.half_open);
-                return Err(Refusal::NoAnswer);
-            }
-        };
         let control = ((&mut *send, &mut *recv), (&mut far_send, &mut far_recv));
         let done = tokio::select! {
             biased;
             () = not_any_more(&hub, from, *next) => false,
             () = lasts(circuit.fare.time()) => false,
-            done = circuit.control(control, answer) => done,
+            done = circuit.control(control) => done.inspect_err(|why| match why {
+                Refusal::NoAnswer => count(&toll.counted.half_open),
+                _ => count(&toll.counted.not_there),
+            })?,
         };
         if !done {
             for half in [send, &mut far_send] {
@@ -145,16 +134,24 @@ type Halves<'a> = (&'a mut PathSend, &'a mut PathRecv);
 
 impl Carried {
     /// Carries the control stream: when that is over, the circuit is. One side that has ended gives the other some time to do the same. Says
-    /// whether both did.
-    async fn control(&self, (near, far): (Halves<'_>, Halves<'_>), answer: Bytes) -> bool {
+    /// whether both did; or why the circuit has not come about.
+    async fn control(&self, (near, far): (Halves<'_>, Halves<'_>)) -> Result<bool, Refusal> {
         let out = OneWay { from: near.1, to: far.0, on: &self.legs[0].0, fare: &self.fare }.run(Bytes::new());
+        let mut out = std::pin::pin!(out);
+        // Until something comes back it is half open. What comes is for the near side, and not looked at.
+        let answer = tokio::select! {
+            biased;
+            answer = timeout(limits::CIRCUIT_HALF_OPEN, far.1.read()) => answer.map_err(|_| Refusal::NoAnswer)?,
+            () = &mut out => return Ok(false),
+        };
+        let answer = answer.ok().flatten().ok_or(Refusal::NotHere)?;
         let back = OneWay { from: far.1, to: near.0, on: &self.legs[1].0, fare: &self.fare }.run(answer);
-        let (mut out, mut back) = (std::pin::pin!(out), std::pin::pin!(back));
-        tokio::select! {
+        let mut back = std::pin::pin!(back);
+        Ok(tokio::select! {
             biased;
             () = &mut out => timeout(limits::CIRCUIT_ENDING, back).await.is_ok(),
             () = &mut back => timeout(limits::CIRCUIT_ENDING, out).await.is_ok(),
-        }
+        })
     }
 
     /// Carries a stream that came from this side on to the other, until both directions have ended, or the circuit has.
