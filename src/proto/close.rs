@@ -22,10 +22,12 @@ pub enum CloseCode {
     Version = 7,
     /// The node that answered does not hold the key that was dialled.
     WrongKey = 8,
+    /// The path is of no more use. Says nothing of the session, which goes on over another one.
+    Lost = 9,
 }
 
 impl CloseCode {
-    const ALL: [CloseCode; 9] = [
+    const ALL: [CloseCode; 10] = [
         CloseCode::Goodbye,
         CloseCode::Refused,
         CloseCode::Superseded,
@@ -35,6 +37,7 @@ impl CloseCode {
         CloseCode::Timeout,
         CloseCode::Version,
         CloseCode::WrongKey,
+        CloseCode::Lost,
     ];
 
     /// The code of this number, if we know it.

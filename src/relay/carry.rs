@@ -38,7 +38,7 @@ pub(super) struct Carried {
     legs: [(Arc<Attached>, u64); 2],
     fare: Fare,
     /// Streams open now, of both sides.
-    streams: Arc<Semaphore>,
+    streams: Semaphore,
     over: watch::Sender<bool>,
     _credit: [Option<OneMore>; 2],
 }
@@ -96,7 +96,7 @@ impl Relays {
             _credit: [on.link().carries(), far.link().carries()],
             legs: [(on.clone(), open.leg), (far.clone(), number)],
             fare,
-            streams: Arc::new(Semaphore::new(2 * limits::CIRCUIT_STREAMS as usize)),
+            streams: Semaphore::new(2 * limits::CIRCUIT_STREAMS as usize),
             over: watch::Sender::new(false),
         });
         let _ending = Ending(circuit.clone());
@@ -161,20 +161,22 @@ impl Carried {
             Side::Far => (&self.legs[1], &self.legs[0]),
         };
         let mut over = self.over.subscribe();
-        let Ok(_open) = self.streams.clone().try_acquire_owned() else {
-            return give_up((&mut send, &mut recv), StreamCode::Busy);
+        let opening = async {
+            // A stream that has ended here may not have ended yet at whoever opens the next one: that one waits.
+            let open = self.streams.acquire().await.ok()?;
+            Some((open, far.link().open().await.ok()?))
         };
-        count(&self.fare.counted().streams);
         let opened = tokio::select! {
             biased;
             _ = over.wait_for(|over| *over) => return give_up((&mut send, &mut recv), StreamCode::PathLeft),
-            opened = timeout(limits::CIRCUIT_STREAM_CREDIT, far.link().open()) => opened,
+            opened = timeout(limits::CIRCUIT_STREAM_CREDIT, opening) => opened,
         };
-        let (mut far_send, mut far_recv) = match opened {
-            Ok(Ok(opened)) => opened,
-            Ok(Err(_)) => return give_up((&mut send, &mut recv), StreamCode::PathLeft),
+        let (_open, (mut far_send, mut far_recv)) = match opened {
+            Ok(Some(opened)) => opened,
+            Ok(None) => return give_up((&mut send, &mut recv), StreamCode::PathLeft),
             Err(_) => return give_up((&mut send, &mut recv), StreamCode::Busy),
         };
+        count(&self.fare.counted().streams);
         let mut buf = Vec::with_capacity(17 + first.len());
         StreamHead { leg: *number, stream }.put(&mut buf);
         buf.extend_from_slice(&first);

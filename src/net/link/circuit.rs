@@ -353,10 +353,10 @@ impl Circuit {
     /// What an error of a stream on the leg means for one of the circuit's: that the leg is gone says nothing of how its other end is.
     pub(super) fn on_leg(&self, error: PathError) -> PathError {
         match error {
-            PathError::Lost(reason) => PathError::Lost(self.end(way_lost(&reason), CloseCode::Goodbye)),
+            PathError::Lost(reason) => PathError::Lost(self.end(way_lost(&reason), CloseCode::Lost)),
             PathError::Reset(code) | PathError::Stopped(code) if code == StreamCode::Busy as u64 => {
                 let why = LostReason::Transport("a relay on the way takes no more streams".into());
-                PathError::Lost(self.end(why, CloseCode::Goodbye))
+                PathError::Lost(self.end(why, CloseCode::Lost))
             }
             other => other,
         }
@@ -430,14 +430,14 @@ async fn listen(circuit: std::sync::Weak<Circuit>, mut recv: PlainRecv, mut lost
             Err(error) => Some(LostReason::Transport(format!("the circuit was cut off: {error}"))),
         };
         if let Some(reason) = ended {
-            circuit.end(reason, CloseCode::Goodbye);
+            circuit.end(reason, CloseCode::Lost);
             return;
         }
         if let Some(at) = heard.iter().position(|word| *word == CLOSE) {
             let Some(code) = heard.get(at + 1) else { continue };
             let reason =
                 CloseCode::from_number(u64::from(*code)).map_or(LostReason::ClosedUnknown(u64::from(*code)), LostReason::Closed);
-            circuit.end(reason, CloseCode::Goodbye);
+            circuit.end(reason, CloseCode::Lost);
             return;
         }
         heard.clear();
@@ -458,7 +458,7 @@ async fn say(mut words: mpsc::UnboundedReceiver<Bytes>, mut send: PlainSend, mut
 
 impl Drop for Circuit {
     fn drop(&mut self) {
-        self.close(CloseCode::Goodbye);
+        self.close(CloseCode::Lost);
     }
 }
 

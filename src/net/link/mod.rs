@@ -74,6 +74,7 @@ fn code_text(code: CloseCode) -> &'static str {
         CloseCode::Timeout => "it says we were too slow",
         CloseCode::Version => "no protocol version in common",
         CloseCode::WrongKey => "it dialled another key",
+        CloseCode::Lost => "it has lost the way here",
     }
 }
 
