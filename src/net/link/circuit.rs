@@ -12,6 +12,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 
 use super::direct::{Direct, PlainRecv, PlainSend};
+use super::lanes::Lanes;
 use super::sealed::{SealedRecv, SealedSend};
 use super::{Carrier, Link, LostReason, PathError, PathRecv, PathSend};
 use crate::id::NodeId;
@@ -38,7 +39,10 @@ pub struct Leg {
 }
 
 /// A stream of the circuit that came over the leg: its number, its halves, and what came with its head.
-type Carried = (u64, PlainSend, PlainRecv, Bytes);
+pub(super) type Carried = (u64, PlainSend, PlainRecv, Bytes);
+
+/// The halves of a relayed stream, sealed.
+pub(super) type Relayed = (SealedSend, SealedRecv);
 
 /// Why a circuit did not come about.
 #[derive(Debug, thiserror::Error)]
@@ -69,7 +73,7 @@ pub struct Circuit {
     words: mpsc::UnboundedSender<Bytes>,
     next: AtomicU64,
     numbers: Mutex<Numbers>,
-    streams: tokio::sync::Mutex<mpsc::Receiver<Carried>>,
+    lanes: Arc<Lanes>,
     lost: watch::Sender<Option<LostReason>>,
     runtime: Handle,
 }
@@ -184,12 +188,13 @@ impl Circuit {
             words,
             next: AtomicU64::new(0),
             numbers: Mutex::default(),
-            streams: tokio::sync::Mutex::new(streams),
+            lanes: Lanes::new(began),
             lost: watch::Sender::new(None),
             runtime: Handle::current(),
         });
         circuit.spawn(listen(Arc::downgrade(&circuit), recv, circuit.lost.subscribe()));
         circuit.spawn(say(said, send, circuit.lost.subscribe()));
+        circuit.spawn(circuit.lanes.clone().take_in(Arc::downgrade(&circuit), streams));
         circuit
     }
 
@@ -211,45 +216,51 @@ impl Circuit {
         self.runtime.spawn(task);
     }
 
+    /// Ends when the circuit does. Keeps nothing of it.
+    pub(super) fn over(&self) -> impl Future<Output = ()> + Send + use<> {
+        let mut lost = self.lost.subscribe();
+        async move { drop(lost.wait_for(Option::is_some).await) }
+    }
+
     pub(super) async fn open(self: &Arc<Self>) -> Result<(PathSend, PathRecv), PathError> {
         self.alive()?;
-        let (mut send, recv) = self.leg.open().await?;
+        self.lanes.open(self).await
+    }
+
+    pub(super) async fn accept(self: &Arc<Self>) -> Result<(PathSend, PathRecv), PathError> {
+        self.alive()?;
+        self.lanes.accept(self).await
+    }
+
+    /// A relayed stream of this end's, of a number of its own.
+    pub(super) fn relayed(self: &Arc<Self>, (send, recv): (PlainSend, PlainRecv)) -> Result<Relayed, PathError> {
         let number = self.next.fetch_add(1, Relaxed);
         let stream = 2 * number + u64::from(!self.began);
         let mut head = vec![Kind::CircuitStream as u8];
         varint::put(&mut head, self.number);
         varint::put(&mut head, stream);
-        send.write(head.into()).await?;
-        self.halves(stream, send, recv, None)
+        self.halves(stream, send, recv, head, None)
     }
 
-    pub(super) async fn accept(self: &Arc<Self>) -> Result<(PathSend, PathRecv), PathError> {
-        let mut lost = self.lost.subscribe();
-        let carried = {
-            let mut streams = self.streams.lock().await;
-            tokio::select! {
-                biased;
-                _ = lost.wait_for(Option::is_some) => None,
-                carried = streams.recv() => carried,
-            }
-        };
-        let Some((stream, send, recv, first)) = carried else { return Err(PathError::Lost(self.closed().await)) };
+    /// A relayed stream that came over the leg.
+    pub(super) fn carried(self: &Arc<Self>, (stream, send, recv, first): Carried) -> Result<Relayed, PathError> {
         let theirs = stream % 2 == u64::from(self.began);
         // Anybody on the way can say a number: it is accepted when a record has verified.
         if !theirs || self.numbers().check(stream / 2).is_err() {
             return Err(PathError::Lost(self.broken(&format!("stream {stream} cannot be"))));
         }
-        self.halves(stream, send, recv, Some(first))
+        self.halves(stream, send, recv, Vec::new(), Some(first))
     }
 
-    /// `first` of a stream that the peer has opened: what came with its head.
+    /// `head` of one that this end has opened: what goes before its first record. `first` of one that the peer has: what came with that.
     fn halves(
         self: &Arc<Self>,
         stream: u64,
         send: PlainSend,
         recv: PlainRecv,
+        head: Vec<u8>,
         first: Option<Bytes>,
-    ) -> Result<(PathSend, PathRecv), PathError> {
+    ) -> Result<Relayed, PathError> {
         let (ours, theirs) = match self.began {
             true => (Direction::FromInitiator, Direction::FromResponder),
             false => (Direction::FromResponder, Direction::FromInitiator),
@@ -262,9 +273,8 @@ impl Circuit {
         let (sealer, mut opener) = (Sealer::new(key(ours).map_err(no_keys)?), Opener::new(key(theirs).map_err(no_keys)?));
         let unproved = first.is_some().then_some(stream / 2);
         opener.push(&first.unwrap_or_default());
-        let send = SealedSend::new(send, sealer, self.clone());
-        let recv = SealedRecv::new(recv, opener, self.clone(), unproved);
-        Ok((PathSend::Sealed(Box::new(send)), PathRecv::Sealed(Box::new(recv))))
+        let circuit = Arc::downgrade(self);
+        Ok((SealedSend::new(send, sealer, circuit.clone(), head), SealedRecv::new(recv, opener, circuit, unproved)))
     }
 
     /// A record of the peer's stream of this number has verified.
@@ -311,7 +321,7 @@ impl Circuit {
         self.lost.borrow().clone()
     }
 
-    fn alive(&self) -> Result<(), PathError> {
+    pub(super) fn alive(&self) -> Result<(), PathError> {
         self.lost().map_or(Ok(()), |lost| Err(PathError::Lost(lost)))
     }
 

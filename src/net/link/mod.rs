@@ -3,6 +3,9 @@
 
 mod circuit;
 mod direct;
+mod halves;
+mod lane;
+mod lanes;
 mod sealed;
 
 use std::net::SocketAddr;
@@ -16,7 +19,7 @@ pub use self::circuit::{Circuit, CircuitError, Leg, LegStreams};
 pub(super) use self::direct::Counted;
 pub(crate) use self::direct::canonical;
 use self::direct::{Direct, PlainRecv, PlainSend};
-use self::sealed::{SealedRecv, SealedSend};
+use self::halves::{CircuitRecv, CircuitSend};
 use crate::id::NodeId;
 use crate::proto::close::{CloseCode, StreamCode};
 
@@ -231,7 +234,7 @@ pub enum PathSend {
     /// Of a link of its own.
     Plain(PlainSend),
     /// Of a circuit.
-    Sealed(Box<SealedSend>),
+    Sealed(Box<CircuitSend>),
 }
 
 impl PathSend {
@@ -276,7 +279,8 @@ impl PathSend {
         }
     }
 
-    /// Ends when the peer stops reading (`Err`), or has acknowledged everything up to the end (`Ok`): of a circuit, when its first relay has.
+    /// Ends when the peer stops reading (`Err`), or has acknowledged everything up to the end (`Ok`): of a circuit, when its first relay has, or,
+    /// for what goes over a lane, when all of it was handed to QUIC.
     /// Cancel-safe, and independent of this half's life.
     pub fn stopped(&self) -> impl Future<Output = Result<(), PathError>> + Send + 'static {
         match self {
@@ -292,7 +296,7 @@ pub enum PathRecv {
     /// Of a link of its own.
     Plain(PlainRecv),
     /// Of a circuit.
-    Sealed(Box<SealedRecv>),
+    Sealed(Box<CircuitRecv>),
 }
 
 impl PathRecv {

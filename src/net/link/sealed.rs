@@ -1,27 +1,29 @@
-//! The halves of a circuit's streams: what goes in is sealed, what comes out has verified.
+//! The halves of a circuit's relayed streams: what goes in is sealed, what comes out has verified.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::Weak;
 
 use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use tokio::sync::watch;
 
-use super::PathError;
 use super::circuit::Circuit;
 use super::direct::{PlainRecv, PlainSend};
+use super::{LostReason, PathError};
 use crate::proto::close::StreamCode;
 use crate::seal::{OpenError, Opener, PLAIN_BYTES, SealError, Sealer};
 
 type Ended = Option<Result<(), PathError>>;
+
+// Neither half keeps the circuit: lanes have some as long as it lives. Whoever was given a stream of it has the circuit too.
 
 /// The sending half. What was sealed and found no room yet is kept here: less than one record.
 pub struct SealedSend {
     inner: Inner,
     sealer: Sealer,
     pending: Bytes,
-    circuit: Arc<Circuit>,
+    circuit: Weak<Circuit>,
 }
 
 enum Inner {
@@ -33,8 +35,22 @@ enum Inner {
 }
 
 impl SealedSend {
-    pub(super) fn new(inner: PlainSend, sealer: Sealer, circuit: Arc<Circuit>) -> Self {
-        Self { inner: Inner::Here(inner), sealer, pending: Bytes::new(), circuit }
+    /// `head`: what goes before the first record, as it is.
+    pub(super) fn new(inner: PlainSend, sealer: Sealer, circuit: Weak<Circuit>, head: Vec<u8>) -> Self {
+        Self { inner: Inner::Here(inner), sealer, pending: head.into(), circuit }
+    }
+
+    /// The first record, which leaves with what is written next.
+    pub(super) fn begin(&mut self, first: &[u8]) -> Result<(), PathError> {
+        let before = std::mem::take(&mut self.pending);
+        self.seal(first, false)?;
+        self.pending = [before, std::mem::take(&mut self.pending)].concat().into();
+        Ok(())
+    }
+
+    /// How many records can still be sealed.
+    pub(super) fn left(&self) -> u32 {
+        self.sealer.left()
     }
 
     pub async fn write(&mut self, mut bytes: Bytes) -> Result<(), PathError> {
@@ -70,7 +86,8 @@ impl SealedSend {
             return finished;
         }
         let (told, ended) = watch::channel(None);
-        self.circuit.spawn(async move {
+        let Some(circuit) = self.circuit.upgrade() else { return Err(PathError::Closed) };
+        circuit.spawn(async move {
             let written = async {
                 inner.write(left).await?;
                 inner.finish()?;
@@ -133,13 +150,13 @@ impl SealedSend {
 pub struct SealedRecv {
     inner: PlainRecv,
     opener: Opener,
-    circuit: Arc<Circuit>,
+    circuit: Weak<Circuit>,
     /// The number under which the peer has opened the stream, until a record has verified.
     unproved: Option<u64>,
 }
 
 impl SealedRecv {
-    pub(super) fn new(inner: PlainRecv, opener: Opener, circuit: Arc<Circuit>, unproved: Option<u64>) -> Self {
+    pub(super) fn new(inner: PlainRecv, opener: Opener, circuit: Weak<Circuit>, unproved: Option<u64>) -> Self {
         Self { inner, opener, circuit, unproved }
     }
 
@@ -148,7 +165,7 @@ impl SealedRecv {
             match self.opener.next_record() {
                 Ok(Some(record)) => {
                     if let Some(number) = self.unproved.take() {
-                        self.circuit.accepted(number)?;
+                        self.circuit.upgrade().map_or(Err(PathError::Closed), |circuit| circuit.accepted(number))?;
                     }
                     if !record.bytes.is_empty() {
                         return Ok(Some(record.bytes));
@@ -168,7 +185,8 @@ impl SealedRecv {
     }
 
     fn forged(&self, error: OpenError) -> PathError {
-        PathError::Lost(self.circuit.broken(&error.to_string()))
+        let reason = self.circuit.upgrade().map(|circuit| circuit.broken(&error.to_string()));
+        PathError::Lost(reason.unwrap_or(LostReason::Here))
     }
 }
 

@@ -11,6 +11,8 @@ use crate::proto::varint;
 use crate::seal::CircuitId;
 use tokio::sync::mpsc;
 
+mod lanes;
+
 const LEG: u64 = 7;
 const ID: CircuitId = CircuitId([5; 16]);
 
