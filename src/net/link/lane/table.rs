@@ -142,6 +142,12 @@ impl<P> Table<P> {
         (std::mem::take(&mut self.woken), std::mem::take(&mut self.freed))
     }
 
+    /// Whether this end opens its streams.
+    #[cfg(test)]
+    pub fn opens(&self) -> bool {
+        self.opens
+    }
+
     /// How many streams are live.
     pub fn live(&self) -> usize {
         self.live
