@@ -208,6 +208,11 @@ impl Circuit {
         self.began
     }
 
+    #[cfg(test)]
+    pub(super) fn lanes(&self) -> &Lanes {
+        &self.lanes
+    }
+
     pub(super) fn leg(&self) -> &Direct {
         &self.leg
     }

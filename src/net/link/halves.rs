@@ -3,7 +3,7 @@
 use std::fmt;
 use std::future::poll_fn;
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll};
 
 use bytes::{Buf, Bytes};
 use futures_util::FutureExt;
@@ -52,6 +52,9 @@ impl CircuitSend {
                 }
             }
         }
+        if let Some(told) = self.told() {
+            return Err(told);
+        }
         let Some(own) = &mut self.own else { return Err(PathError::Closed) };
         let written = own.write_some(bytes).await;
         written.map_err(|error| self.failed(error))
@@ -64,8 +67,13 @@ impl CircuitSend {
             self.reset(StreamCode::PathLeft);
         }
         // Whoever carries it may have given it another code.
-        let told = self.lane.with(|table| table.stopped(self.number, Waker::noop()));
-        told.and_then(Result::err).map_or(error, |halted| self.halted(halted))
+        self.told().unwrap_or(error)
+    }
+
+    /// What the peer itself has said of it.
+    fn told(&self) -> Option<PathError> {
+        let told = self.lane.with(|table| table.told(self.number));
+        told.map(|halted| self.halted(halted))
     }
 
     fn put(&self, bytes: &mut Bytes, cx: &Context<'_>) -> Poll<Result<Written, PathError>> {

@@ -329,6 +329,30 @@ impl Lanes {
         mine.iter().chain(theirs.values()).for_each(|lane| lane.with(Table::give_up));
     }
 
+    /// How many lanes this end has.
+    #[cfg(test)]
+    pub(super) fn of_this_end(&self) -> usize {
+        self.mine().live.len()
+    }
+
+    /// How many it has had.
+    #[cfg(test)]
+    pub(super) fn opened_for_test(&self) -> u64 {
+        self.mine().next
+    }
+
+    /// Whether something on them is to be sent still.
+    #[cfg(test)]
+    pub(super) fn waits(&self) -> bool {
+        self.mine().live.iter().any(|lane| lane.with(|table| table.waits()))
+    }
+
+    /// With how few records left they are to be replaced.
+    #[cfg(test)]
+    pub(super) fn spare_for_test(&self, records: u32) {
+        self.spare.store(records, Relaxed);
+    }
+
     fn mine(&self) -> MutexGuard<'_, Mine> {
         self.mine.lock().expect("nothing panics while it is held")
     }

@@ -166,14 +166,17 @@ mod tests {
 
     #[test]
     fn the_bytes_are_those_of_the_protocols_page() {
-        assert_eq!(put(Frame { stream: 3, bytes: b"hi", end: Some(End::Finished), stop: None }), b"\x03\x03\x02hi");
-        assert_eq!(
+        let written = [
+            put(Frame { stream: 3, bytes: b"hi", end: Some(End::Finished), stop: None }),
             put(Frame { stream: 300, end: Some(End::Reset(3)), stop: Some(0), ..Frame::default() }),
-            b"\x14\x41\x2c\x03\x00"
-        );
-        assert_eq!(put(Frame { stream: 4, end: Some(End::Moved), ..Frame::default() }), b"\x08\x04");
-        assert_eq!(Head::Lane(2).bytes(), [0, 2]);
-        assert_eq!(Head::Part { lane: 5, stream: 4 }.bytes(), [1, 5, 4]);
+            put(Frame { stream: 4, end: Some(End::Moved), ..Frame::default() }),
+            Head::Lane(2).bytes(),
+            Head::Part { lane: 5, stream: 4 }.bytes(),
+        ];
+        let (_, section) = include_str!("../../../guide/protocol.md").split_once("\"hi\" and the end of path stream 3").unwrap();
+        let block = section.split("```").nth(1).unwrap();
+        let hex = |line: &str| line.split(' ').map(|pair| u8::from_str_radix(pair, 16).unwrap()).collect::<Vec<u8>>();
+        assert_eq!(block.lines().skip(1).map(hex).collect::<Vec<_>>(), written);
     }
 
     #[test]

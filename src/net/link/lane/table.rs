@@ -148,6 +148,12 @@ impl<P> Table<P> {
         self.opens
     }
 
+    /// Whether QUIC does not have all of it yet.
+    #[cfg(test)]
+    pub fn waits(&self) -> bool {
+        !self.out.has_left(self.out.end())
+    }
+
     /// How many streams are live.
     pub fn live(&self) -> usize {
         self.live
@@ -345,6 +351,12 @@ impl<P> Table<P> {
         }
         self.watch(number, waker);
         None
+    }
+
+    /// Why nothing more is to be sent where it moved to.
+    pub fn told(&self, number: u64) -> Option<Halted> {
+        let stop = self.streams.get(&number).and_then(|stream| stream.stop);
+        if self.over { Some(Halted::Over) } else { stop.map(Halted::Stopped) }
     }
 
     /// What has moved is finished where it went on.
