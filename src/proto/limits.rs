@@ -70,6 +70,18 @@ pub const STRANGER_WINDOW_BYTES: u32 = 64 * KIB as u32;
 /// Streams a permitted peer may hold open at once. A quarter above the calls in flight: quinn tells the peer of streams it may
 /// open again only when more than an eighth of this is due.
 pub const STREAMS: u32 = 1_024 + 256;
+/// Lanes of a circuit that take new streams, on each side: streams that others carry, shared by the small path streams.
+pub const LANES: usize = 4;
+/// Lanes of one side at once, with those that take no new streams any more.
+pub const LANES_LIVE: usize = 2 * LANES;
+/// Path streams that are live on one lane.
+pub const LANE_STREAMS: usize = STREAMS as usize / LANES;
+/// Largest first write of a path stream that goes over a lane, in bytes; with a larger one it begins on a stream of its own.
+pub const LANE_FIRST_BYTES: usize = 4 * KIB;
+/// Most bytes of one direction of a path stream that go over a lane.
+pub const LANE_STREAM_BYTES: usize = 16 * KIB;
+/// Bytes that wait for room on a lane, above which writers wait.
+pub const LANE_QUEUE_BYTES: usize = 64 * KIB;
 /// Receive window of one stream, in bytes.
 pub const STREAM_WINDOW_BYTES: u32 = (MIB + 256 * KIB) as u32;
 /// Connection window of an idle session, in bytes.

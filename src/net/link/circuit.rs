@@ -9,11 +9,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::runtime::Handle;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::time::timeout;
 
 use super::direct::{Direct, PlainRecv, PlainSend};
-use super::sealed::{SealedRecv, SealedSend};
+use super::lanes::Lanes;
+use super::sealed::{SealedRecv, SealedSend, Tie};
 use super::{Carrier, Link, LostReason, PathError, PathRecv, PathSend};
 use crate::id::NodeId;
 use crate::net::ends::{Ends, EndsConfig, EndsError};
@@ -52,7 +53,10 @@ pub struct Surroundings {
 }
 
 /// A stream of the circuit that came over the leg: its number, its halves, and what came with its head.
-type Carried = (u64, PlainSend, PlainRecv, Bytes);
+pub(super) type Carried = (u64, PlainSend, PlainRecv, Bytes);
+
+/// The halves of a relayed stream, sealed.
+pub(super) type Relayed = (SealedSend, SealedRecv);
 
 /// Why a circuit did not come about.
 #[derive(Debug, thiserror::Error)]
@@ -89,7 +93,9 @@ pub struct Circuit {
     words: mpsc::UnboundedSender<Bytes>,
     next: AtomicU64,
     numbers: Mutex<Numbers>,
-    streams: tokio::sync::Mutex<mpsc::Receiver<Carried>>,
+    lanes: Arc<Lanes>,
+    /// For relayed streams that carry one path stream each.
+    own_streams: Arc<Semaphore>,
     lost: watch::Sender<Option<LostReason>>,
     received: Arc<dyn Fn(usize) + Send + Sync>,
     kept: Mutex<Option<Box<dyn Any + Send + Sync>>>,
@@ -226,7 +232,8 @@ impl Circuit {
             words,
             next: AtomicU64::new(0),
             numbers: Mutex::default(),
-            streams: tokio::sync::Mutex::new(streams),
+            lanes: Lanes::new(began),
+            own_streams: Arc::new(Semaphore::new(limits::CIRCUIT_STREAMS as usize - limits::LANES_LIVE)),
             lost,
             received: surroundings.received,
             kept: Mutex::new(Some(surroundings.kept)),
@@ -234,6 +241,7 @@ impl Circuit {
         });
         circuit.spawn(listen(Arc::downgrade(&circuit), recv, circuit.lost.subscribe()));
         circuit.spawn(say(said, send, circuit.lost.subscribe()));
+        circuit.spawn(circuit.lanes.clone().take_in(Arc::downgrade(&circuit), streams));
         circuit
     }
 
@@ -247,6 +255,11 @@ impl Circuit {
         self.began
     }
 
+    #[cfg(test)]
+    pub(super) fn lanes(&self) -> &Lanes {
+        &self.lanes
+    }
+
     pub(super) fn leg(&self) -> &Direct {
         &self.leg
     }
@@ -255,44 +268,73 @@ impl Circuit {
         self.runtime.spawn(task);
     }
 
+    /// How it has ended, once it has.
+    pub(super) fn watch(&self) -> watch::Receiver<Option<LostReason>> {
+        self.lost.subscribe()
+    }
+
+    /// Ends when the circuit does. Keeps nothing of it.
+    pub(super) fn over(&self) -> impl Future<Output = ()> + Send + use<> {
+        let mut lost = self.lost.subscribe();
+        async move { drop(lost.wait_for(Option::is_some).await) }
+    }
+
     pub(super) async fn open(self: &Arc<Self>) -> Result<(PathSend, PathRecv), PathError> {
         self.alive()?;
-        let (mut send, recv) = self.leg.open().await.map_err(|error| self.on_leg(error))?;
+        self.lanes.open(self).await
+    }
+
+    pub(super) async fn accept(self: &Arc<Self>) -> Result<(PathSend, PathRecv), PathError> {
+        self.alive()?;
+        self.lanes.accept(self).await
+    }
+
+    /// Opens a stream on the leg, of which there is credit for so many. Cancel-safe.
+    pub(super) async fn open_on_leg(&self) -> Result<(PlainSend, PlainRecv), PathError> {
+        tokio::select! {
+            biased;
+            opened = self.leg.open() => opened.map_err(|error| self.on_leg(error)),
+            () = self.over() => Err(PathError::Lost(self.lost().unwrap_or(LostReason::Here))),
+        }
+    }
+
+    /// Leave to open one more relayed stream for a path stream that has moved off its lane; waits while there are too many. Cancel-safe.
+    pub(super) async fn own_stream(&self) -> Result<OwnedSemaphorePermit, PathError> {
+        tokio::select! {
+            biased;
+            permit = self.own_streams.clone().acquire_owned() => permit.map_err(|_| PathError::Closed),
+            () = self.over() => Err(PathError::Lost(self.lost().unwrap_or(LostReason::Here))),
+        }
+    }
+
+    /// A relayed stream of this end's, of a number of its own.
+    pub(super) fn relayed(self: &Arc<Self>, (send, recv): (PlainSend, PlainRecv)) -> Result<Relayed, PathError> {
         let number = self.next.fetch_add(1, Relaxed);
         let stream = 2 * number + u64::from(!self.began);
         let mut head = Vec::new();
         StreamHead { leg: self.number, stream }.put(&mut head);
-        send.write(head.into()).await.map_err(|error| self.on_leg(error))?;
-        self.halves(stream, send, recv, None)
+        self.halves(stream, send, recv, head, None)
     }
 
-    pub(super) async fn accept(self: &Arc<Self>) -> Result<(PathSend, PathRecv), PathError> {
-        let mut lost = self.lost.subscribe();
-        let carried = {
-            let mut streams = self.streams.lock().await;
-            tokio::select! {
-                biased;
-                _ = lost.wait_for(Option::is_some) => None,
-                carried = streams.recv() => carried,
-            }
-        };
-        let Some((stream, send, recv, first)) = carried else { return Err(PathError::Lost(self.closed().await)) };
+    /// A relayed stream that came over the leg.
+    pub(super) fn carried(self: &Arc<Self>, (stream, send, recv, first): Carried) -> Result<Relayed, PathError> {
         let theirs = stream % 2 == u64::from(self.began);
         // Anybody on the way can say a number: it is accepted when a record has verified.
         if !theirs || self.numbers().check(stream / 2).is_err() {
             return Err(PathError::Lost(self.broken(&format!("stream {stream} cannot be"))));
         }
-        self.halves(stream, send, recv, Some(first))
+        self.halves(stream, send, recv, Vec::new(), Some(first))
     }
 
-    /// `first` of a stream that the peer has opened: what came with its head.
+    /// `head` of one that this end has opened: what goes before its first record. `first` of one that the peer has: what came with that.
     fn halves(
         self: &Arc<Self>,
         stream: u64,
         send: PlainSend,
         recv: PlainRecv,
+        head: Vec<u8>,
         first: Option<Bytes>,
-    ) -> Result<(PathSend, PathRecv), PathError> {
+    ) -> Result<Relayed, PathError> {
         let (ours, theirs) = match self.began {
             true => (Direction::FromInitiator, Direction::FromResponder),
             false => (Direction::FromResponder, Direction::FromInitiator),
@@ -305,9 +347,8 @@ impl Circuit {
         let (sealer, mut opener) = (Sealer::new(key(ours).map_err(no_keys)?), Opener::new(key(theirs).map_err(no_keys)?));
         let unproved = first.is_some().then_some(stream / 2);
         opener.push(&first.unwrap_or_default());
-        let send = SealedSend::new(send, sealer, self.clone());
-        let recv = SealedRecv::new(recv, opener, self.clone(), unproved);
-        Ok((PathSend::Sealed(Box::new(send)), PathRecv::Sealed(Box::new(recv))))
+        let tie = Tie::new(self);
+        Ok((SealedSend::new(send, sealer, tie.clone(), head), SealedRecv::new(recv, opener, tie, unproved)))
     }
 
     /// A record of the peer's stream of this number has verified.
@@ -372,7 +413,7 @@ impl Circuit {
         self.lost.borrow().clone()
     }
 
-    fn alive(&self) -> Result<(), PathError> {
+    pub(super) fn alive(&self) -> Result<(), PathError> {
         self.lost().map_or(Ok(()), |lost| Err(PathError::Lost(lost)))
     }
 

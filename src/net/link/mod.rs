@@ -3,6 +3,9 @@
 
 mod circuit;
 mod direct;
+mod halves;
+mod lane;
+mod lanes;
 mod sealed;
 
 use std::net::SocketAddr;
@@ -17,7 +20,7 @@ pub(super) use self::direct::Counted;
 pub use self::direct::OneMore;
 pub(crate) use self::direct::canonical;
 use self::direct::{Direct, PlainRecv, PlainSend};
-use self::sealed::{SealedRecv, SealedSend};
+use self::halves::{CircuitRecv, CircuitSend};
 use crate::id::NodeId;
 use crate::proto::close::{CloseCode, StreamCode};
 
@@ -250,7 +253,7 @@ pub enum PathSend {
     /// Of a link of its own.
     Plain(PlainSend),
     /// Of a circuit.
-    Sealed(Box<SealedSend>),
+    Sealed(Box<CircuitSend>),
 }
 
 impl PathSend {
@@ -303,7 +306,8 @@ impl PathSend {
         }
     }
 
-    /// Ends when the peer stops reading (`Err`), or has acknowledged everything up to the end (`Ok`): of a circuit, when its first relay has.
+    /// Ends when the peer stops reading (`Err`), or has acknowledged everything up to the end (`Ok`): of a circuit, when its first relay has, or,
+    /// for what goes over a lane, when all of it was handed to QUIC.
     /// Cancel-safe, and independent of this half's life.
     pub fn stopped(&self) -> impl Future<Output = Result<(), PathError>> + Send + 'static {
         match self {
@@ -319,7 +323,7 @@ pub enum PathRecv {
     /// Of a link of its own.
     Plain(PlainRecv),
     /// Of a circuit.
-    Sealed(Box<SealedRecv>),
+    Sealed(Box<CircuitRecv>),
 }
 
 impl PathRecv {
