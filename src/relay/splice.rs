@@ -52,18 +52,13 @@ impl OneWay<'_> {
 async fn pass(bytes: Bytes, from: &mut PathRecv, to: &mut PathSend, on: &Attached, fare: &Fare) -> bool {
     fare.pay(bytes.len()).await;
     on.received(bytes.len());
-    let written = tokio::select! {
-        biased;
-        written = to.write(bytes) => written,
-        // While the other leg takes nothing: that its sender gave up is heard nevertheless.
-        code = from.given_up() => Err(PathError::Reset(code)),
-    };
-    match written {
-        Ok(()) => return true,
-        Err(PathError::Reset(code)) => to.reset_as(code),
-        Err(error) => stop(from, &error),
+    match to.write(bytes).await {
+        Ok(()) => true,
+        Err(error) => {
+            stop(from, &error);
+            false
+        }
     }
-    false
 }
 
 fn stop(from: &mut PathRecv, error: &PathError) {

@@ -277,14 +277,6 @@ impl PlainRecv {
         }
     }
 
-    /// Waits until the peer gives up sending, with which code; for ever if it does not. Cancel-safe.
-    pub async fn given_up(&mut self) -> u64 {
-        match self.inner.received_reset().await {
-            Ok(Some(code)) => code.into_inner(),
-            _ => std::future::pending().await,
-        }
-    }
-
     /// Reads no more, and tells the peer why.
     pub fn stop(&mut self, code: StreamCode) {
         self.stop_as(code as u64);

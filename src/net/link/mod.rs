@@ -343,14 +343,6 @@ impl PathRecv {
         }
     }
 
-    /// Waits until the peer gives up sending, with which code; for ever if it does not. For whoever cannot read on. Cancel-safe.
-    pub async fn given_up(&mut self) -> u64 {
-        match self {
-            PathRecv::Plain(recv) => recv.given_up().await,
-            PathRecv::Sealed(_) => std::future::pending().await,
-        }
-    }
-
     /// Reads no more, and tells the peer why.
     pub fn stop(&mut self, code: StreamCode) {
         match self {
