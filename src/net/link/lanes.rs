@@ -155,6 +155,8 @@ impl Lanes {
             };
             end_with(over, carried, &weak).await;
             lanes.mine().live.retain(|other| !Arc::ptr_eq(other, &lane));
+            // With the circuit all lanes are given up; not those that are in no list any more.
+            lane.with(Table::give_up);
         });
     }
 
