@@ -127,6 +127,7 @@ async fn work(
         Workload::Feed { .. } | Workload::FeedOne { .. } | Workload::Durable { .. } => {
             return Err("wires have a server of their own".into());
         }
+        Workload::RelayedCalls { .. } | Workload::RelayedBulk { .. } => return Err("circuits have servers of their own".into()),
     })
 }
 
