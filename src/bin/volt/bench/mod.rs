@@ -11,6 +11,7 @@ mod command;
 mod fanout;
 mod measure;
 mod process;
+mod relayed;
 mod report;
 mod scratch;
 mod volt;
@@ -295,8 +296,7 @@ trait Side: Sync {
 
 /// Who takes part.
 struct Sides {
-    /// Nobody while volt cannot do it.
-    volt: Option<Box<dyn Side>>,
+    volt: Box<dyn Side>,
     /// What volt is compared with.
     baseline: Box<dyn Side>,
 }
@@ -361,6 +361,8 @@ pub fn serve(side: &str, neighbour: Option<&str>) -> Result<(), BenchError> {
         baseline::NAME => baseline::serve(io::stdout(), io::stdin()),
         fanout::NAME => fanout::serve(io::stdout(), io::stdin()),
         wires::NAME => wires::serve(io::stdout(), io::stdin()),
+        relayed::RELAY => relayed::relay(neighbour, io::stdout(), io::stdin()),
+        relayed::NAME => relayed::serve(neighbour.unwrap_or_default(), io::stdout(), io::stdin()),
         volt::NAME => volt::serve(true, io::stdout(), io::stdin()),
         volt::WITHOUT_RESUMPTION => volt::serve(false, io::stdout(), io::stdin()),
         other => Err(BenchError::NoSuchSide(other.to_owned())),
@@ -374,11 +376,11 @@ fn sides(options: &Options, group: Group) -> Result<Sides, BenchError> {
     };
     if group == Group::Wire {
         let volt = Box::new(wires::Wires { program: program.clone() });
-        return Ok(Sides { volt: Some(volt), baseline: Box::new(fanout::Fanout { program }) });
+        return Ok(Sides { volt, baseline: Box::new(fanout::Fanout { program }) });
     }
-    let volt: Option<Box<dyn Side>> = match group {
-        Group::Relay => None,
-        _ => Some(Box::new(volt::Volt { program: program.clone(), resume: true })),
+    let volt: Box<dyn Side> = match group {
+        Group::Relay => Box::new(relayed::Relayed { program: program.clone() }),
+        _ => Box::new(volt::Volt { program: program.clone(), resume: true }),
     };
     let baseline: Box<dyn Side> = match group {
         Group::Resume => Box::new(volt::Volt { program, resume: false }),
@@ -390,9 +392,7 @@ fn sides(options: &Options, group: Group) -> Result<Sides, BenchError> {
 fn interleave(sides: &Sides, workload: &Workload, options: &Options) -> Result<Rounds, BenchError> {
     let mut rounds = Rounds::default();
     for _ in 0..options.rounds.max(1) {
-        if let Some(volt) = &sides.volt {
-            rounds.volt.push(on_fresh_thread(volt.as_ref(), workload, options.time)?);
-        }
+        rounds.volt.push(on_fresh_thread(sides.volt.as_ref(), workload, options.time)?);
         rounds.baseline.push(on_fresh_thread(sides.baseline.as_ref(), workload, options.time)?);
     }
     Ok(rounds)

@@ -131,7 +131,7 @@ async fn work(
     })
 }
 
-async fn calls(session: Session, body: usize, in_flight: usize, time: Duration) -> Result<Figures, Failure> {
+pub(super) async fn calls(session: Session, body: usize, in_flight: usize, time: Duration) -> Result<Figures, Failure> {
     let body = Bytes::from(vec![0x5a; body]);
     let one = move || call(session.clone(), body.clone());
     match in_flight {
@@ -146,7 +146,7 @@ async fn call(session: Session, body: Bytes) -> Result<(), Failure> {
     if reply.len() == sent { Ok(()) } else { Err(format!("sent {sent} bytes, {} came back", reply.len()).into()) }
 }
 
-async fn transfer(session: Session, bytes: u64) -> Result<f64, Failure> {
+pub(super) async fn transfer(session: Session, bytes: u64) -> Result<f64, Failure> {
     send_all(&session, bytes / 8).await?; // warm-up: the congestion window opens
     let start = Instant::now();
     send_all(&session, bytes).await?;
