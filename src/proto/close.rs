@@ -59,16 +59,19 @@ pub enum StreamCode {
     Closed = 4,
     /// The kind of stream is not known or not allowed here.
     Kind = 5,
+    /// A relay could not carry the stream on: the next leg takes no more.
+    Busy = 6,
 }
 
 impl StreamCode {
-    const ALL: [StreamCode; 6] = [
+    const ALL: [StreamCode; 7] = [
         StreamCode::Cancelled,
         StreamCode::PathLeft,
         StreamCode::Protocol,
         StreamCode::Limit,
         StreamCode::Closed,
         StreamCode::Kind,
+        StreamCode::Busy,
     ];
 
     /// The code of this number, if we know it.

@@ -12,8 +12,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::future::Either;
 
-pub use self::circuit::{Circuit, CircuitError, Leg, LegStreams};
+pub use self::circuit::{Circuit, CircuitError, Leg, LegStreams, Surroundings};
 pub(super) use self::direct::Counted;
+pub use self::direct::OneMore;
 pub(crate) use self::direct::canonical;
 use self::direct::{Direct, PlainRecv, PlainSend};
 use self::sealed::{SealedRecv, SealedSend};
@@ -193,6 +194,23 @@ impl Link {
         }
     }
 
+    /// One more circuit goes over this link, until what is returned is dropped: the peer may open streams for that too. `None` for a
+    /// circuit, over which none can go.
+    pub fn carries(&self) -> Option<OneMore> {
+        match &self.0 {
+            Own(link) => Some(link.carries()),
+            Relayed(_) => None,
+        }
+    }
+
+    /// The neighbour by way of whom the other end is reached, if it is none itself.
+    pub fn via(&self) -> Option<NodeId> {
+        match &self.0 {
+            Own(_) => None,
+            Relayed(circuit) => Some(circuit.leg().peer()),
+        }
+    }
+
     /// Sets how many bytes the peer may have in flight to us in all; of a circuit that is for its legs to say.
     pub fn set_window(&self, bytes: u32) {
         if let Own(link) = &self.0 {
@@ -276,6 +294,14 @@ impl PathSend {
         }
     }
 
+    /// The same with any code, for whoever passes on what it was told.
+    pub fn reset_as(&mut self, code: u64) {
+        match self {
+            PathSend::Plain(send) => send.reset_as(code),
+            PathSend::Sealed(send) => send.reset(StreamCode::from_number(code).unwrap_or(StreamCode::Cancelled)),
+        }
+    }
+
     /// Ends when the peer stops reading (`Err`), or has acknowledged everything up to the end (`Ok`): of a circuit, when its first relay has.
     /// Cancel-safe, and independent of this half's life.
     pub fn stopped(&self) -> impl Future<Output = Result<(), PathError>> + Send + 'static {
@@ -304,11 +330,35 @@ impl PathRecv {
         }
     }
 
+    /// The same, at most so many bytes. Cancel-safe.
+    pub async fn read_up_to(&mut self, most: usize) -> Result<Option<Bytes>, PathError> {
+        match self {
+            PathRecv::Plain(recv) => recv.read_up_to(most).await,
+            PathRecv::Sealed(recv) => Box::pin(recv.read()).await,
+        }
+    }
+
+    /// Waits until the peer gives up sending, with which code; for ever if it does not. For whoever cannot read on. Cancel-safe.
+    pub async fn given_up(&mut self) -> u64 {
+        match self {
+            PathRecv::Plain(recv) => recv.given_up().await,
+            PathRecv::Sealed(_) => std::future::pending().await,
+        }
+    }
+
     /// Reads no more, and tells the peer why.
     pub fn stop(&mut self, code: StreamCode) {
         match self {
             PathRecv::Plain(recv) => recv.stop(code),
             PathRecv::Sealed(recv) => recv.stop(code),
+        }
+    }
+
+    /// The same with any code, for whoever passes on what it was told.
+    pub fn stop_as(&mut self, code: u64) {
+        match self {
+            PathRecv::Plain(recv) => recv.stop_as(code),
+            PathRecv::Sealed(recv) => recv.stop(StreamCode::from_number(code).unwrap_or(StreamCode::Cancelled)),
         }
     }
 }

@@ -91,7 +91,10 @@ impl SealedSend {
 
     pub fn stopped(&self) -> BoxFuture<'static, Result<(), PathError>> {
         match &self.inner {
-            Inner::Here(inner) => inner.stopped().boxed(),
+            Inner::Here(inner) => {
+                let (stopped, circuit) = (inner.stopped(), self.circuit.clone());
+                stopped.map(move |stopped| stopped.map_err(|error| circuit.on_leg(error))).boxed()
+            }
             Inner::Ending(ended) => {
                 let mut ended = ended.clone();
                 let told = async move {
@@ -123,7 +126,7 @@ impl SealedSend {
     async fn flush(&mut self) -> Result<(), PathError> {
         let Inner::Here(inner) = &mut self.inner else { return Err(PathError::Closed) };
         while !self.pending.is_empty() {
-            inner.write_some(&mut self.pending).await?;
+            inner.write_some(&mut self.pending).await.map_err(|error| self.circuit.on_leg(error))?;
         }
         Ok(())
     }
@@ -154,8 +157,11 @@ impl SealedRecv {
                         return Ok(Some(record.bytes));
                     }
                 }
-                Ok(None) => match self.inner.read().await? {
-                    Some(bytes) => self.opener.push(&bytes),
+                Ok(None) => match self.inner.read().await.map_err(|error| self.circuit.on_leg(error))? {
+                    Some(bytes) => {
+                        self.circuit.received(bytes.len());
+                        self.opener.push(&bytes);
+                    }
                     None => return self.opener.end().map(|()| None).map_err(|error| self.forged(error)),
                 },
                 Err(error) => return Err(self.forged(error)),

@@ -87,6 +87,11 @@ struct Ends2 {
     legs: [Link; 2],
 }
 
+/// Nobody wants to know.
+fn alone() -> Surroundings {
+    Surroundings { received: Arc::new(drop), kept: Box::new(()) }
+}
+
 /// A circuit from one node over a carrier to another.
 async fn circuit(meddle: Meddle) -> Result<Ends2, CircuitError> {
     let keys = [SecretKey::generate(), SecretKey::generate(), SecretKey::generate()];
@@ -104,8 +109,8 @@ async fn circuit(meddle: Meddle) -> Result<Ends2, CircuitError> {
         (send, recv)
     };
     let (b_send, b_recv) = b_control.await;
-    let (a, a_streams) = Leg::new(&a_leg, LEG, send, recv).unwrap();
-    let (b, b_streams) = Leg::new(&b_leg, LEG, b_send, b_recv).unwrap();
+    let (a, a_streams) = Leg::new(&a_leg, LEG, (send, recv), Bytes::new(), alone()).unwrap();
+    let (b, b_streams) = Leg::new(&b_leg, LEG, (b_send, b_recv), Bytes::new(), alone()).unwrap();
     demultiplex(a_leg.clone(), a_streams);
     demultiplex(b_leg.clone(), b_streams);
     let configs = [&keys[0], &keys[2]].map(|key| EndsConfig::new(key).unwrap());
