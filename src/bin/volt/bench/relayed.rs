@@ -2,14 +2,16 @@
 //! names and by no other way. What goes over them is sealed between the two ends. Public API only.
 
 use std::io::{Read, Write};
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use voltmesh::Node;
 use voltmesh::id::{NodeId, Ticket};
-use voltmesh::{Node, Session};
+use voltmesh::node::config::{Config, Limits, RelayMode};
 
 use super::process::ServerProcess;
-use super::volt::{self, Failure};
+use super::volt::{self, Failure, PATIENCE};
 use super::{BenchError, Figures, Metric, Side, Workload, report};
 
 /// The name by which its server is started.
@@ -78,35 +80,68 @@ pub fn serve(relay: &str, say: impl Write + Send + 'static, asked: impl Read + S
     let relay = relay.to_owned();
     volt::serve_with(say, asked, async {
         let relay: Ticket = relay.parse()?;
-        let node = node_behind(&relay).await?;
+        let node = volt::for_anyone(Node::builder().home_relay(relay.clone())).bind().await?;
         node.connect(&relay).await?;
         Ok(node)
     })
 }
 
-/// A node that carries circuits for anyone.
+/// A node that carries circuits for anyone. Who is known to nobody has a rate that is no measure of anything, so here it has none, as
+/// those have who are known.
 async fn node_that_relays() -> Result<Node, Failure> {
-    Err(NOT_YET.into())
+    let limits = Limits { relay_guest_bytes_per_second: 0, ..Limits::default() };
+    let builder = Node::builder().config(Config { limits, ..Config::default() }).listen((Ipv4Addr::LOCALHOST, 0).into());
+    Ok(builder.open(true).relay(RelayMode::Open).bind().await?)
 }
-
-/// A node that anyone may call, by way of this relay.
-async fn node_behind(_relay: &Ticket) -> Result<Node, Failure> {
-    Err(NOT_YET.into())
-}
-
-/// A session over a circuit through these relays.
-async fn connect(_node: &Node, _route: &[Ticket], _to: NodeId) -> Result<Session, Failure> {
-    Err(NOT_YET.into())
-}
-
-const NOT_YET: &str = "circuits are not there yet";
 
 async fn work(workload: &Workload, time: Duration, route: &[Ticket], to: NodeId) -> Result<Figures, Failure> {
     let node = volt::node(true).await?;
-    let session = connect(&node, route, to).await?;
+    let session = node.connect_via(route, to, PATIENCE).await?;
     match *workload {
         Workload::RelayedCalls { body, in_flight, .. } => volt::calls(session, body, in_flight, time).await,
         Workload::RelayedBulk { bytes, .. } => Ok(vec![(Metric::MbPerS, volt::transfer(session, bytes).await?)]),
         _ => Err("this is no work over relays".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use voltmesh::session::PathKind;
+
+    use super::super::process;
+    use super::*;
+
+    #[test]
+    fn each_workload_gives_figures_over_one_relay_and_over_two() {
+        let (last, last_end, last_serving) = process::in_here(|say, asked| relay(None, say, asked));
+        let (next, home) = (last.clone(), last.clone());
+        let (first, first_end, first_serving) = process::in_here(move |say, asked| relay(Some(&next), say, asked));
+        let (server, end, serving) = process::in_here(move |say, asked| serve(&home, say, asked));
+        let (first, last, server): (Ticket, Ticket, Ticket) =
+            (first.parse().unwrap(), last.parse().unwrap(), server.parse().unwrap());
+        assert_eq!(server.relays.iter().map(|relay| relay.id).collect::<Vec<_>>(), [last.id]);
+        for route in [vec![last.clone()], vec![first, last]] {
+            let relays = route.len();
+            let workloads = [
+                Workload::RelayedCalls { relays, body: 64, in_flight: 1 },
+                Workload::RelayedCalls { relays, body: 64, in_flight: 8 },
+                Workload::RelayedBulk { relays, bytes: 4 << 20 },
+            ];
+            for workload in workloads {
+                let figures = volt::block_on(work(&workload, Duration::from_millis(50), &route, server.id)).unwrap();
+                assert!(figures.iter().all(|(_, figure)| *figure > 0.0), "{workload:?}: {figures:?}");
+            }
+            volt::block_on(async {
+                let node = volt::node(true).await?;
+                let session = node.connect_via(&route, server.id, PATIENCE).await?;
+                assert_eq!(session.path(), Some(PathKind::Relayed(route[0].id)));
+                Ok(())
+            })
+            .unwrap();
+        }
+        drop((end, first_end, last_end));
+        for served in [serving, first_serving, last_serving] {
+            served.join().unwrap().unwrap();
+        }
     }
 }
