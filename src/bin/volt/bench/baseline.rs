@@ -1,6 +1,8 @@
 //! The yardstick: the same work on raw quinn. Current-thread runtimes in two processes, no busy-polling, one bidirectional
 //! stream per call, the socket buffers and the cryptography of a node. No framing, no policy, no session: what they cost is
 //! the distance that `volt bench` shows. It uses nothing of this crate, so that it cannot be slowed or flattered by it.
+//!
+//! What goes over relays is the same work by the same client and the same server; between them is a chain of [`relay`]s.
 
 use std::future::Future;
 use std::io::{Read, Write};
@@ -18,6 +20,7 @@ use tokio::task::JoinSet;
 use super::process::{self, ServerProcess};
 use super::{BenchError, Figures, Metric, Side, Workload, measure, report};
 
+pub mod relay;
 mod tls;
 
 /// The name of this side.
@@ -48,8 +51,9 @@ impl Side for Baseline {
 
     fn run(&self, workload: &Workload, time: Duration) -> Result<Figures, BenchError> {
         let server = ServerProcess::start(&self.program, self.name())?;
+        let relays = ServerProcess::start_chain(&self.program, relay::NAME, workload.relays(), server.at())?;
         let failed = |why: Failure| BenchError::Failed { side: NAME, work: report::title(workload), why: why.to_string() };
-        let at = server.at().parse().map_err(|error| failed(Box::new(error)))?;
+        let at = relays.first().unwrap_or(&server).at().parse().map_err(|error| failed(Box::new(error)))?;
         block_on(work(workload, time, at, &server)).map_err(failed)
     }
 }
@@ -170,8 +174,12 @@ async fn discard(connection: Connection, mut receive: RecvStream) -> Result<(), 
 async fn work(workload: &Workload, time: Duration, at: SocketAddr, server: &ServerProcess) -> Result<Figures, Failure> {
     let endpoint = endpoint()?;
     let figures = match *workload {
-        Workload::Calls { body, in_flight } => calls(dial(&endpoint, at).await?, body, in_flight, time).await?,
-        Workload::Bulk { bytes } => vec![(Metric::MbPerS, transfer(dial(&endpoint, at).await?, bytes).await?)],
+        Workload::Calls { body, in_flight } | Workload::RelayedCalls { body, in_flight, .. } => {
+            calls(dial(&endpoint, at).await?, body, in_flight, time).await?
+        }
+        Workload::Bulk { bytes } | Workload::RelayedBulk { bytes, .. } => {
+            vec![(Metric::MbPerS, transfer(dial(&endpoint, at).await?, bytes).await?)]
+        }
         Workload::Dials { concurrency } => vec![(Metric::SessionsPerS, dials(&endpoint, at, concurrency, time).await?)],
         Workload::Idle { sessions } => vec![(Metric::KibPerSession, idle(&endpoint, at, sessions, server).await?)],
         Workload::CallCost { .. } | Workload::BulkCost { .. } => return Err("raw quinn has no sessions to resume".into()),

@@ -11,9 +11,10 @@ use crate::context::Context;
 /// Measure what calls, bytes and sessions cost here, beside raw quinn doing the same work in the same run
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  volt bench\n  volt bench unary --rounds 9\n  volt bench stream --json\n  volt bench wire\n  volt bench resume\n\nEach side runs each \
-workload in turn, in two processes of its own. A ratio is volt's figure to raw quinn's, the median of all rounds: for times and \
-memory less is better, for rates more. `resume` compares volt with itself: as it is, and with resume_window = 0."
+    after_help = "Examples:\n  volt bench\n  volt bench unary --rounds 9\n  volt bench stream --json\n  volt bench wire\n  volt bench relay\n  \
+volt bench resume\n\nEach side runs each workload in turn, in two processes of its own; with `relay` one or two more carry what those two \
+say. A ratio is volt's figure to raw quinn's, the median of all rounds: for times and memory less is better, for rates more. `resume` \
+compares volt with itself: as it is, and with resume_window = 0."
 )]
 pub struct Bench {
     /// What to measure; everything beside raw quinn if nothing is named
@@ -38,6 +39,8 @@ enum Only {
     Wire,
     /// Establishing sessions, and holding them
     Sessions,
+    /// Calls and bytes over one relay, and over two in a row
+    Relay,
     /// What it costs that sessions can be resumed: processor time per call and per MB
     Resume,
 }
@@ -50,6 +53,7 @@ impl Bench {
             Only::Stream => Group::Stream,
             Only::Wire => Group::Wire,
             Only::Sessions => Group::Sessions,
+            Only::Relay => Group::Relay,
             Only::Resume => Group::Resume,
         });
         let rounds = self.rounds.unwrap_or(if only == Some(Group::Resume) { 9 } else { 5 });
@@ -62,13 +66,15 @@ impl Bench {
 #[derive(Debug, Args)]
 pub struct BenchServer {
     side: String,
+    /// Where its neighbour in a chain of servers is
+    neighbour: Option<String>,
 }
 
 impl BenchServer {
     pub fn run(&self) -> Result<(), Failure> {
-        let side = self.side.clone();
+        let (side, neighbour) = (self.side.clone(), self.neighbour.clone());
         // It makes a runtime of its own, which must not be within another.
-        let served = std::thread::spawn(move || super::serve(&side)).join();
+        let served = std::thread::spawn(move || super::serve(&side, neighbour.as_deref())).join();
         served.unwrap_or_else(|panic| std::panic::resume_unwind(panic)).map_err(Failure::local)
     }
 }

@@ -11,6 +11,7 @@ mod command;
 mod fanout;
 mod measure;
 mod process;
+mod relayed;
 mod report;
 mod scratch;
 mod volt;
@@ -58,6 +59,8 @@ pub enum Group {
     Wire,
     /// Establishing sessions and holding them.
     Sessions,
+    /// Calls and bytes over one relay, and over two in a row.
+    Relay,
     /// What resumption costs: volt as it is beside volt with `resume_window = 0`.
     Resume,
 }
@@ -70,6 +73,7 @@ impl Group {
             Self::Stream => "stream",
             Self::Wire => "wire",
             Self::Sessions => "sessions",
+            Self::Relay => "relay",
             Self::Resume => "resume",
         }
     }
@@ -122,6 +126,22 @@ pub enum Workload {
         /// Chunks under way at any moment.
         in_flight: usize,
     },
+    /// As [`Workload::Calls`], with relays between client and server, each a process of its own.
+    RelayedCalls {
+        /// In a row.
+        relays: usize,
+        /// Bytes of the request, and of the reply.
+        body: usize,
+        /// Calls under way at any moment.
+        in_flight: usize,
+    },
+    /// As [`Workload::Bulk`], with relays between client and server, each a process of its own.
+    RelayedBulk {
+        /// In a row.
+        relays: usize,
+        /// How many in all.
+        bytes: u64,
+    },
     /// As [`Workload::Calls`], for the processor time a call takes at both ends.
     CallCost {
         /// Bytes of the request, and of the reply.
@@ -159,8 +179,15 @@ impl Workload {
             Self::Durable { body: 256, in_flight: 1 },
             Self::Durable { body: 256, in_flight: 1_024 },
         ];
+        let relayed = [1, 2].into_iter().flat_map(|relays| {
+            [
+                Self::RelayedCalls { relays, body: 64, in_flight: 1 },
+                Self::RelayedCalls { relays, body: 64, in_flight: 64 },
+                Self::RelayedBulk { relays, bytes: 256 * MIB },
+            ]
+        });
         let asked = |group| only.map_or(group != Group::Resume, |only| only == group);
-        all.into_iter().chain(feeds).chain(wires).filter(|workload| asked(workload.group())).collect()
+        all.into_iter().chain(feeds).chain(wires).chain(relayed).filter(|workload| asked(workload.group())).collect()
     }
 
     fn group(&self) -> Group {
@@ -169,7 +196,16 @@ impl Workload {
             Self::Bulk { .. } => Group::Stream,
             Self::Dials { .. } | Self::Idle { .. } => Group::Sessions,
             Self::Feed { .. } | Self::FeedOne { .. } | Self::Durable { .. } => Group::Wire,
+            Self::RelayedCalls { .. } | Self::RelayedBulk { .. } => Group::Relay,
             Self::CallCost { .. } | Self::BulkCost { .. } => Group::Resume,
+        }
+    }
+
+    /// How many are between client and server.
+    fn relays(&self) -> usize {
+        match *self {
+            Self::RelayedCalls { relays, .. } | Self::RelayedBulk { relays, .. } => relays,
+            _ => 0,
         }
     }
 
@@ -180,6 +216,10 @@ impl Workload {
                 vec![("body", body as u64), ("in_flight", in_flight as u64)]
             }
             Self::Bulk { bytes } | Self::BulkCost { bytes } => vec![("bytes", bytes)],
+            Self::RelayedCalls { relays, body, in_flight } => {
+                vec![("relays", relays as u64), ("body", body as u64), ("in_flight", in_flight as u64)]
+            }
+            Self::RelayedBulk { relays, bytes } => vec![("relays", relays as u64), ("bytes", bytes)],
             Self::Dials { concurrency } => vec![("concurrency", concurrency as u64)],
             Self::Idle { sessions } => vec![("idle", sessions as u64)],
             Self::Feed { body, subscribers } => vec![("body", body as u64), ("subscribers", subscribers as u64)],
@@ -313,12 +353,16 @@ pub fn run(options: &Options, out: &mut dyn Write, talk: &mut dyn Write) -> Resu
 }
 
 /// The server's process: what runs under [`SERVER_COMMAND`]. Writes one line, `{"at": "…"}`, when it can be dialled, and ends when
-/// stdin is closed, so that it never outlives whoever started it.
-pub fn serve(side: &str) -> Result<(), BenchError> {
+/// stdin is closed, so that it never outlives whoever started it. `neighbour` is what another server of a chain wrote: a relay has to
+/// know whom it is before.
+pub fn serve(side: &str, neighbour: Option<&str>) -> Result<(), BenchError> {
     match side {
+        baseline::relay::NAME => baseline::relay::serve(neighbour.unwrap_or_default(), io::stdout(), io::stdin()),
         baseline::NAME => baseline::serve(io::stdout(), io::stdin()),
         fanout::NAME => fanout::serve(io::stdout(), io::stdin()),
         wires::NAME => wires::serve(io::stdout(), io::stdin()),
+        relayed::RELAY => relayed::relay(neighbour, io::stdout(), io::stdin()),
+        relayed::NAME => relayed::serve(neighbour.unwrap_or_default(), io::stdout(), io::stdin()),
         volt::NAME => volt::serve(true, io::stdout(), io::stdin()),
         volt::WITHOUT_RESUMPTION => volt::serve(false, io::stdout(), io::stdin()),
         other => Err(BenchError::NoSuchSide(other.to_owned())),
@@ -334,7 +378,10 @@ fn sides(options: &Options, group: Group) -> Result<Sides, BenchError> {
         let volt = Box::new(wires::Wires { program: program.clone() });
         return Ok(Sides { volt, baseline: Box::new(fanout::Fanout { program }) });
     }
-    let volt = Box::new(volt::Volt { program: program.clone(), resume: true });
+    let volt: Box<dyn Side> = match group {
+        Group::Relay => Box::new(relayed::Relayed { program: program.clone() }),
+        _ => Box::new(volt::Volt { program: program.clone(), resume: true }),
+    };
     let baseline: Box<dyn Side> = match group {
         Group::Resume => Box::new(volt::Volt { program, resume: false }),
         _ => Box::new(baseline::Baseline { program }),
@@ -365,14 +412,23 @@ mod tests {
         let unary = Workload::list(Some(Group::Unary));
         assert!(unary.iter().all(|workload| workload.group() == Group::Unary));
         assert_eq!(unary.len(), 4);
-        assert_eq!(Workload::list(None).len(), 19);
+        assert_eq!(Workload::list(None).len(), 25);
         assert_eq!(Workload::list(Some(Group::Wire)).len(), 12);
         assert!(Workload::list(None).iter().all(|workload| workload.group() != Group::Resume));
         assert_eq!(Workload::list(Some(Group::Resume)).len(), 3);
     }
 
     #[test]
+    fn what_goes_over_one_relay_goes_over_two_and_says_so() {
+        let relayed = Workload::list(Some(Group::Relay));
+        let relays: Vec<_> = relayed.iter().map(Workload::relays).collect();
+        assert_eq!(relays, [1, 1, 1, 2, 2, 2]);
+        assert!(relayed.iter().all(|workload| workload.params()[0] == ("relays", workload.relays() as u64)));
+        assert_eq!(Workload::Bulk { bytes: 1 }.relays(), 0);
+    }
+
+    #[test]
     fn a_server_of_no_side_is_refused() {
-        assert!(matches!(serve("nobody"), Err(BenchError::NoSuchSide(_))));
+        assert!(matches!(serve("nobody", None), Err(BenchError::NoSuchSide(_))));
     }
 }

@@ -1,6 +1,8 @@
 //! The server's process, seen from the client: started, asked where it is, how much memory it holds and how much processor time it
-//! has used, and ended. It never outlives this handle. And the server's half of that.
+//! has used, and ended. It never outlives this handle. And the server's half of that. Where several make a chain, each is told where
+//! its neighbour is when it is started.
 
+use std::collections::VecDeque;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
@@ -22,11 +24,23 @@ pub struct ServerProcess {
 impl ServerProcess {
     /// Starts `program` as the server of `side` and waits until it says where it is.
     pub fn start(program: &Path, side: &str) -> Result<Self, BenchError> {
-        Self::spawn(program, side).map_err(|error| BenchError::Server {
-            program: program.display().to_string(),
-            side: side.to_owned(),
-            error,
-        })
+        Self::spawn(program, side, None)
+    }
+
+    /// As [`ServerProcess::start`], of a server that has to know where another one is.
+    pub fn start_beside(program: &Path, side: &str, neighbour: &str) -> Result<Self, BenchError> {
+        Self::spawn(program, side, Some(neighbour))
+    }
+
+    /// So many of one side in a row that leads to `at`: the last one is told that, and each other one where the one after it is. In the
+    /// order in which a client comes through them.
+    pub fn start_chain(program: &Path, side: &str, count: usize, at: &str) -> Result<Vec<Self>, BenchError> {
+        let mut chain = VecDeque::<Self>::with_capacity(count);
+        for _ in 0..count {
+            let next = chain.front().map_or(at, Self::at);
+            chain.push_front(Self::start_beside(program, side, next)?);
+        }
+        Ok(chain.into())
     }
 
     /// Where to dial it, in its side's own words.
@@ -55,9 +69,17 @@ impl ServerProcess {
         read_cpu(&line).ok_or_else(|| io::Error::other(format!("it said {line:?}")))
     }
 
-    fn spawn(program: &Path, side: &str) -> io::Result<Self> {
-        let mut child =
-            Command::new(program).args([SERVER_COMMAND, side]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+    fn spawn(program: &Path, side: &str, neighbour: Option<&str>) -> Result<Self, BenchError> {
+        let arguments = [SERVER_COMMAND, side].into_iter().chain(neighbour);
+        Self::run(Command::new(program).args(arguments)).map_err(|error| BenchError::Server {
+            program: program.display().to_string(),
+            side: side.to_owned(),
+            error,
+        })
+    }
+
+    fn run(command: &mut Command) -> io::Result<Self> {
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
         let stdin = child.stdin.take();
         let stdout = child.stdout.take().expect("stdout was asked to be a pipe");
         let mut server = Self { child, stdin, said: BufReader::new(stdout), at: String::new() };

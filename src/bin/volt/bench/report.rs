@@ -32,6 +32,10 @@ pub fn title(workload: &Workload) -> String {
         Workload::Calls { body, in_flight: 1 } => format!("calls of {}, one at a time", size(body as u64)),
         Workload::Calls { body, in_flight } => format!("calls of {}, {in_flight} in flight", size(body as u64)),
         Workload::Bulk { bytes } => format!("{} on one stream", size(bytes)),
+        Workload::RelayedCalls { relays, body, in_flight } => {
+            format!("{}, over {}", title(&Workload::Calls { body, in_flight }), in_a_row(relays))
+        }
+        Workload::RelayedBulk { relays, bytes } => format!("{}, over {}", title(&Workload::Bulk { bytes }), in_a_row(relays)),
         Workload::CallCost { body, in_flight } => format!("cost of calls of {}, {in_flight} in flight", size(body as u64)),
         Workload::BulkCost { bytes } => format!("cost of {} on one stream", size(bytes)),
         Workload::Dials { concurrency } => format!("new sessions, {concurrency} at a time"),
@@ -41,6 +45,10 @@ pub fn title(workload: &Workload) -> String {
         Workload::Durable { body, in_flight: 1 } => format!("chunks of {} on disk, one at a time", size(body as u64)),
         Workload::Durable { body, in_flight } => format!("chunks of {} on disk, {in_flight} in flight", size(body as u64)),
     }
+}
+
+fn in_a_row(relays: usize) -> String {
+    if relays == 1 { "one relay".to_owned() } else { format!("{relays} relays in a row") }
 }
 
 /// The figures of a feed that delivers so many chunks of this size per second.
@@ -86,8 +94,10 @@ pub fn table(done: &[(Workload, Rounds)], rounds: usize, out: &mut dyn Write) ->
         }
     }
     writeln!(out, "{table}")?;
-    let of_itself = done.iter().any(|(workload, _)| workload.group() == Group::Resume);
-    writeln!(out, "{}", legend(rounds, with_volt, of_itself))
+    let any = |group| done.iter().any(|(workload, _)| workload.group() == group);
+    writeln!(out, "{}", legend(rounds, with_volt))?;
+    writeln!(out, "baseline: {}", if any(Group::Resume) { OF_ITSELF } else { RAW })?;
+    if any(Group::Relay) { writeln!(out, "{RELAYED}") } else { Ok(()) }
 }
 
 fn row(what: String, summary: &Summary, with_volt: bool) -> Vec<Cell> {
@@ -107,18 +117,15 @@ fn row(what: String, summary: &Summary, with_volt: bool) -> Vec<Cell> {
     row
 }
 
-fn legend(rounds: usize, with_volt: bool, of_itself: bool) -> String {
+const OF_ITSELF: &str = "the same nodes with resume_window = 0 at both ends; the cost is processor time of both processes.";
+const RAW: &str = "raw quinn, one stream per call or subscriber, one-thread runtimes in two processes, no busy-polling.";
+const RELAYED: &str =
+    "Each relay is one process more. The baseline's copies bytes from stream to stream, and sees them: nothing is sealed inside.";
+
+fn legend(rounds: usize, with_volt: bool) -> String {
     let plural = if rounds == 1 { "round" } else { "rounds" };
     let ratio = if with_volt { "; ratio = volt / baseline, the median of each round's own" } else { "" };
-    let baseline = if of_itself {
-        "the same nodes with resume_window = 0 at both ends; the cost is processor time of both processes."
-    } else {
-        "raw quinn, one stream per call or subscriber, one-thread runtimes in two processes, no busy-polling."
-    };
-    format!(
-        "Medians of {rounds} {plural}, the range is the baseline's{ratio}. ↓ less is better, ↑ more is better.\n\
-         baseline: {baseline}"
-    )
+    format!("Medians of {rounds} {plural}, the range is the baseline's{ratio}. ↓ less is better, ↑ more is better.")
 }
 
 fn summaries(rounds: &Rounds) -> Vec<Summary> {
@@ -243,6 +250,17 @@ mod tests {
         assert!(!written(rounds(&[], &[100.0])).contains("ratio"));
         let both = written(rounds(&[500_000.0], &[1_000_000.0]));
         assert!(both.contains("1,000,000") && both.contains("0.50"), "{both}");
+    }
+
+    #[test]
+    fn what_is_relayed_is_named_after_what_it_is_without() {
+        let calls = Workload::RelayedCalls { relays: 1, body: 64, in_flight: 1 };
+        assert_eq!(title(&calls), "calls of 64 B, one at a time, over one relay");
+        let bulk = Workload::RelayedBulk { relays: 2, bytes: 256 << 20 };
+        assert_eq!(title(&bulk), "256 MiB on one stream, over 2 relays in a row");
+        let mut out = Vec::new();
+        table(&[(calls, rounds(&[], &[100.0]))], 1, &mut out).unwrap();
+        assert!(String::from_utf8(out).unwrap().contains(RELAYED));
     }
 
     #[test]

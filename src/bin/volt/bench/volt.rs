@@ -10,6 +10,7 @@ use tokio::runtime::Builder;
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use voltmesh::id::Ticket;
+use voltmesh::node::Builder as NodeBuilder;
 use voltmesh::node::config::{Config, Limits};
 use voltmesh::proto::body::ContentType;
 use voltmesh::{Node, Receiver, Service, Session};
@@ -27,7 +28,7 @@ const CHUNK_BYTES: usize = 64 << 10;
 /// Dials under way while idle sessions are made.
 const IDLE_DIALS: usize = 16;
 /// A session that is not up by then is a failure.
-const PATIENCE: Duration = Duration::from_secs(20);
+pub(super) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Whatever goes wrong here.
 pub(super) type Failure = Box<dyn std::error::Error + Send + Sync>;
@@ -86,6 +87,17 @@ pub(super) fn block_on<T>(future: impl Future<Output = Result<T, Failure>>) -> R
 
 /// A node that anyone may call.
 pub(super) async fn node(resume: bool) -> Result<Node, Failure> {
+    let builder = if resume {
+        Node::builder()
+    } else {
+        let limits = Limits { resume_window: Duration::ZERO, ..Limits::default() };
+        Node::builder().config(Config { limits, ..Config::default() })
+    };
+    Ok(for_anyone(builder).bind().await?)
+}
+
+/// The same, half-made.
+pub(super) fn for_anyone(builder: NodeBuilder) -> NodeBuilder {
     let bench = Service::new("bench").unary("echo", |_cx, body: Bytes| async move { Ok(body.to_vec()) }).client_stream(
         "discard",
         |_cx, mut chunks: Receiver<Bytes>| async move {
@@ -96,13 +108,7 @@ pub(super) async fn node(resume: bool) -> Result<Node, Failure> {
             Ok(bytes.to_be_bytes().to_vec())
         },
     );
-    let builder = if resume {
-        Node::builder()
-    } else {
-        let limits = Limits { resume_window: Duration::ZERO, ..Limits::default() };
-        Node::builder().config(Config { limits, ..Config::default() })
-    };
-    Ok(builder.listen((Ipv4Addr::LOCALHOST, 0).into()).open(true).service(bench).bind().await?)
+    builder.listen((Ipv4Addr::LOCALHOST, 0).into()).open(true).service(bench)
 }
 
 async fn work(
@@ -112,7 +118,7 @@ async fn work(
     server: &mut ServerProcess,
     resume: bool,
 ) -> Result<Figures, Failure> {
-    let node = async || node(resume).await;
+    let node = async || self::node(resume).await;
     Ok(match *workload {
         Workload::Calls { body, in_flight } => calls(node().await?.connect(at).await?, body, in_flight, time).await?,
         Workload::Bulk { bytes } => vec![(Metric::MbPerS, transfer(node().await?.connect(at).await?, bytes).await?)],
@@ -127,10 +133,11 @@ async fn work(
         Workload::Feed { .. } | Workload::FeedOne { .. } | Workload::Durable { .. } => {
             return Err("wires have a server of their own".into());
         }
+        Workload::RelayedCalls { .. } | Workload::RelayedBulk { .. } => return Err("circuits have servers of their own".into()),
     })
 }
 
-async fn calls(session: Session, body: usize, in_flight: usize, time: Duration) -> Result<Figures, Failure> {
+pub(super) async fn calls(session: Session, body: usize, in_flight: usize, time: Duration) -> Result<Figures, Failure> {
     let body = Bytes::from(vec![0x5a; body]);
     let one = move || call(session.clone(), body.clone());
     match in_flight {
@@ -145,7 +152,7 @@ async fn call(session: Session, body: Bytes) -> Result<(), Failure> {
     if reply.len() == sent { Ok(()) } else { Err(format!("sent {sent} bytes, {} came back", reply.len()).into()) }
 }
 
-async fn transfer(session: Session, bytes: u64) -> Result<f64, Failure> {
+pub(super) async fn transfer(session: Session, bytes: u64) -> Result<f64, Failure> {
     send_all(&session, bytes / 8).await?; // warm-up: the congestion window opens
     let start = Instant::now();
     send_all(&session, bytes).await?;
