@@ -41,14 +41,15 @@ impl<'a> Frame<'a> {
 
     /// Appends it.
     pub fn put(&self, out: &mut Vec<u8>) {
-        let mut flags = u8::from(!self.bytes.is_empty()) * BYTES | u8::from(self.stop.is_some()) * STOP;
-        flags |= match self.end {
+        let bytes = if self.bytes.is_empty() { 0 } else { BYTES };
+        let stop = if self.stop.is_some() { STOP } else { 0 };
+        let end = match self.end {
             None => 0,
             Some(End::Finished) => FINISHED,
             Some(End::Reset(_)) => RESET,
             Some(End::Moved) => MOVED,
         };
-        out.push(flags);
+        out.push(bytes | stop | end);
         varint::put(out, self.stream);
         if let Some(End::Reset(code)) = self.end {
             varint::put(out, code);
