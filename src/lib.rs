@@ -96,6 +96,7 @@ pub mod service;
 pub mod session;
 #[doc(hidden)]
 pub mod state;
+pub mod tunnel;
 pub mod wire;
 
 pub use node::Node;

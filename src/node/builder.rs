@@ -19,6 +19,7 @@ use crate::policy::{PolicyInput, Rule};
 use crate::proto::control::{BootId, Profile, Role};
 use crate::service::{Registry, Server, Service};
 use crate::session::{Hub, Own};
+use crate::tunnel::Targets;
 use crate::wire::Wires;
 
 /// What a node is to be. Made by [`Node::builder`].
@@ -200,12 +201,13 @@ impl Builder {
             Arc::new(Server::new(own.id, registry, runtime, network, config.limits.call_deadline_max))
         };
         let wires = Arc::new(kept.wires(&network).await?);
-        let doors = Doors { server: server.clone(), wires: wires.clone() };
+        let targets = Arc::new(Targets::new(network.clone()));
+        let doors = Doors { server: server.clone(), wires: wires.clone(), targets: targets.clone() };
         let (hub, tasks) = Hub::new(own, endpoint, rules.handle().clone(), Arc::new(doors));
         server.directory().tell_to(hub.teller());
         let (home, store, lock) = (kept.home, kept.store, kept.lock);
         let before = Before { peers: kept.stored_peers, sessions: kept.sessions };
-        let parts = Parts { hub, rules, registry, server, wires, network, home, store, lock, watch_network, before };
+        let parts = Parts { hub, rules, registry, server, wires, targets, network, home, store, lock, watch_network, before };
         let peers = Wanted { connect: config.connect, mirror: config.mirror, homes: config.homes };
         Node::start(parts, tasks, peers).await
     }

@@ -7,12 +7,14 @@ use crate::proto::close::StreamCode;
 use crate::proto::stream::Purpose;
 use crate::service::Server;
 use crate::session::{Acceptor, Attached, Core, Serving, StreamRecv, StreamSend};
+use crate::tunnel::Targets;
 use crate::wire::Wires;
 
 /// Everything a node serves with.
 pub(super) struct Doors {
     pub server: Arc<Server>,
     pub wires: Arc<Wires>,
+    pub targets: Arc<Targets>,
 }
 
 impl Acceptor for Doors {
@@ -24,6 +26,7 @@ impl Acceptor for Doors {
         match purpose {
             Purpose::Directory => self.server.feed(send, recv),
             Purpose::Wire => self.wires.serve(send, recv),
+            Purpose::Tunnel => self.targets.serve(send, recv),
             Purpose::Call | Purpose::Session => Box::pin(async move {
                 send.reset(StreamCode::Kind);
                 recv.stop(StreamCode::Kind);
@@ -47,6 +50,7 @@ impl Acceptor for Doors {
         match of {
             of if of == TypeId::of::<Server>() => Some(self.server.clone()),
             of if of == TypeId::of::<Wires>() => Some(self.wires.clone()),
+            of if of == TypeId::of::<Targets>() => Some(self.targets.clone()),
             _ => None,
         }
     }

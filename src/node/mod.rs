@@ -18,7 +18,8 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use tokio::sync::broadcast;
+use tokio::io::DuplexStream;
+use tokio::sync::{broadcast, mpsc};
 use tokio::task::JoinHandle;
 
 pub use addresses::reachable;
@@ -37,6 +38,7 @@ use crate::policy::{PolicyHandle, Rule};
 use crate::proto::close::CloseCode;
 use crate::service::{DiscoverError, Mirror, Providers, Registration, Registry, Server, Service, ServiceError};
 use crate::session::{Event, Hub, HubTasks, PeerInfo, Session, WaitError};
+use crate::tunnel::{ExposeError, Exposed, Targets};
 use crate::wire::{Wire, WireError, WireFileError, WireInfo, Wires};
 
 /// A running node. Clones share it; the node ends with [`Node::shutdown`], or when the last clone is dropped.
@@ -60,6 +62,7 @@ struct Inner {
     registry: Registry,
     server: Arc<Server>,
     wires: Arc<Wires>,
+    targets: Arc<Targets>,
     network: Network,
     borrowed: Borrowed,
     /// Mirrors of others' directories, as the configuration says.
@@ -79,6 +82,7 @@ struct Parts {
     registry: Registry,
     server: Arc<Server>,
     wires: Arc<Wires>,
+    targets: Arc<Targets>,
     network: Network,
     home: Option<Home>,
     store: Option<Arc<Store>>,
@@ -134,7 +138,7 @@ impl Node {
     }
 
     async fn start(parts: Parts, tasks: HubTasks, wanted: Wanted) -> Result<Self, BindError> {
-        let Parts { hub, rules, registry, server, wires, network, home, store, lock, watch_network, before } = parts;
+        let Parts { hub, rules, registry, server, wires, targets: exposed, network, home, store, lock, watch_network, before } = parts;
         let stored = before.peers;
         let [connect, mirror, homes] = [wanted.connect, wanted.mirror, wanted.homes].map(|peers| targets(peers, &stored));
         let (connect, mirror, homes) = (connect?, mirror?, homes?);
@@ -149,6 +153,7 @@ impl Node {
             registry,
             server,
             wires,
+            targets: exposed,
             network,
             borrowed,
             mirrors,
@@ -350,6 +355,33 @@ impl Node {
         self.0.wires.remove(name).await
     }
 
+    /// Lets peers reach a TCP target, `HOST:PORT`, under this name, until the handle is dropped: those whom policy permits to
+    /// [`forward`](crate::policy::Action::Forward) it, by default nobody. The target is looked up and connected to from here, each time.
+    ///
+    /// ```no_run
+    /// # async fn example(node: voltmesh::Node) -> Result<(), Box<dyn std::error::Error>> {
+    /// let mut exposed = node.expose("ssh", "127.0.0.1:22")?;
+    /// while let Some(happened) = exposed.next().await {
+    ///     println!("{happened:?}");
+    /// }
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// [`ExposeError`]: a name or a target that cannot be one, a name that is taken, or too many.
+    pub fn expose(&self, name: &str, target: &str) -> Result<Exposed, ExposeError> {
+        self.0.targets.expose(name, target)
+    }
+
+    /// The same, for connections in memory.
+    ///
+    /// # Errors
+    /// As [`Node::expose`].
+    #[doc(hidden)]
+    pub fn expose_memory(&self, name: &str, taken: mpsc::Sender<DuplexStream>) -> Result<Exposed, ExposeError> {
+        self.0.targets.expose_memory(name, taken)
+    }
+
     /// What is listed at this node: its own services, and those its peers have registered here. For its owner, who sees everything.
     pub fn directory(&self) -> crate::service::Directory {
         self.0.server.directory().clone()
@@ -523,6 +555,7 @@ impl Node {
         for task in tasks {
             let _ = task.await;
         }
+        self.0.targets.close();
         let wires = self.0.wires.clone();
         let _ = tokio::task::spawn_blocking(move || wires.close()).await;
         drop(self.0.lock.lock().expect("nothing panics while it is held").take());

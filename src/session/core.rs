@@ -15,6 +15,7 @@ use crate::id::NodeId;
 use crate::policy::{Action, PolicyHandle};
 use crate::proto::control::{BootId, Hello, Progress, Role, SessionId};
 use crate::proto::limits::{self, Limits};
+use crate::proto::stream::Purpose;
 use crate::state::budget::Budget;
 use crate::state::ids::Side;
 use crate::state::streams::{Due, Streams, Violation};
@@ -48,6 +49,7 @@ pub struct Core {
     calling: AtomicUsize,
     handlers: Arc<Semaphore>,
     feeds: Arc<Semaphore>,
+    tunnels: Arc<Semaphore>,
     handlers_max: usize,
     serving: Mutex<JoinSet<()>>,
     share_bytes: usize,
@@ -138,6 +140,7 @@ impl Core {
             calling: AtomicUsize::new(0),
             handlers: Arc::new(Semaphore::new(limits.calls_in_flight)),
             feeds: Arc::new(Semaphore::new(limits::FEEDS)),
+            tunnels: Arc::new(Semaphore::new(limits::TUNNELS)),
             handlers_max: limits.calls_in_flight,
             serving: Mutex::default(),
             share_bytes: limits.session_body_bytes,
@@ -301,9 +304,10 @@ impl Core {
         self.handlers.clone().try_acquire_owned().ok()
     }
 
-    /// Leave to serve one more stream that is no call, at once or not at all.
-    pub(super) fn try_feed_permit(&self) -> Option<OwnedSemaphorePermit> {
-        self.feeds.clone().try_acquire_owned().ok()
+    /// Leave to serve one more stream that is no call, at once or not at all. Tunnels have a bound of their own: they crowd out nothing else.
+    pub(super) fn try_feed_permit(&self, purpose: Purpose) -> Option<OwnedSemaphorePermit> {
+        let of = if purpose == Purpose::Tunnel { &self.tunnels } else { &self.feeds };
+        of.clone().try_acquire_owned().ok()
     }
 
     /// Calls of the peer that are being handled.
