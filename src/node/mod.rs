@@ -138,7 +138,8 @@ impl Node {
     }
 
     async fn start(parts: Parts, tasks: HubTasks, wanted: Wanted) -> Result<Self, BindError> {
-        let Parts { hub, rules, registry, server, wires, targets: exposed, network, home, store, lock, watch_network, before } = parts;
+        let Parts { hub, rules, registry, server, wires, targets: exposed, network, home, store, lock, watch_network, before } =
+            parts;
         let stored = before.peers;
         let [connect, mirror, homes] = [wanted.connect, wanted.mirror, wanted.homes].map(|peers| targets(peers, &stored));
         let (connect, mirror, homes) = (connect?, mirror?, homes?);

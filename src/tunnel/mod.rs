@@ -16,7 +16,7 @@ pub use events::{Carried, Served};
 pub use forward::Forward;
 pub use stream::{Tunnel, TunnelRecv, TunnelSend};
 pub use target::check_target;
-pub(crate) use targets::Targets;
 pub use targets::Exposed;
+pub(crate) use targets::Targets;
 
 pub use crate::proto::tunnel::check_name;

@@ -118,9 +118,20 @@ mod tests {
         for good in ["127.0.0.1:22", "[::1]:5432", "localhost:80", "printer.lan:631", "a_b-c:65535"] {
             assert_eq!(check_target(good), Ok(()), "{good}");
         }
-        for bad in
-            ["", "22", ":22", "localhost", "localhost:", "localhost:0", "127.0.0.1:0", "::1:22", "a b:1", "a:65536", "a:+1", "a/b:1"]
-        {
+        for bad in [
+            "",
+            "22",
+            ":22",
+            "localhost",
+            "localhost:",
+            "localhost:0",
+            "127.0.0.1:0",
+            "::1:22",
+            "a b:1",
+            "a:65536",
+            "a:+1",
+            "a/b:1",
+        ] {
             assert!(check_target(bad).is_err(), "{bad}");
         }
     }
