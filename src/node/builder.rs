@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use zeroize::Zeroizing;
 
-use super::config::{Config, DEFAULT_LISTEN, PeerRef};
+use super::config::{Config, DEFAULT_LISTEN, Expose, Forward, PeerRef};
 use super::doors::Doors;
 use super::home::{Home, Lock, files};
 use super::restart::{List, Listed};
@@ -121,6 +121,20 @@ impl Builder {
         self
     }
 
+    /// Lets peers reach this TCP target, `HOST:PORT`, under this name from the start, as far as rules permit them to.
+    /// [`Node::expose`] does it later.
+    pub fn expose(mut self, name: impl Into<String>, target: impl Into<String>) -> Self {
+        self.config.expose.push(Expose { name: name.into(), target: target.into() });
+        self
+    }
+
+    /// Keeps a session with this peer from the start, and brings what it exposes under this name to a local address.
+    /// [`Session::forward`](crate::Session::forward) does it later.
+    pub fn forward(mut self, listen: SocketAddr, ticket: Ticket, name: impl Into<String>) -> Self {
+        self.config.forward.push(Forward { listen, peer: PeerRef::Ticket(Box::new(ticket)), name: name.into() });
+        self
+    }
+
     /// Whether the node watches this machine's interfaces, addresses and routes, and its sleep, and tries at once what they may
     /// have changed. It does, unless told otherwise; without it a change is noticed when paths stop answering, or when
     /// [`Node::network_changed`] says so.
@@ -208,7 +222,9 @@ impl Builder {
         let (home, store, lock) = (kept.home, kept.store, kept.lock);
         let before = Before { peers: kept.stored_peers, sessions: kept.sessions };
         let parts = Parts { hub, rules, registry, server, wires, targets, network, home, store, lock, watch_network, before };
-        let peers = Wanted { connect: config.connect, mirror: config.mirror, homes: config.homes };
+        // A visitor is there for one command, beside the node that does all this.
+        let (expose, forward) = if self.visitor { Default::default() } else { (config.expose, config.forward) };
+        let peers = Wanted { connect: config.connect, mirror: config.mirror, homes: config.homes, expose, forward };
         Node::start(parts, tasks, peers).await
     }
 }
@@ -228,6 +244,8 @@ fn overlay(file: Option<Config>, asked: Config) -> Config {
         connect: file.connect.into_iter().chain(asked.connect).collect(),
         mirror: file.mirror.into_iter().chain(asked.mirror).collect(),
         homes: file.homes.into_iter().chain(asked.homes).collect(),
+        expose: file.expose.into_iter().chain(asked.expose).collect(),
+        forward: file.forward.into_iter().chain(asked.forward).collect(),
         rules: file.rules.into_iter().chain(asked.rules).collect(),
         groups: file.groups,
         open: file.open || asked.open,

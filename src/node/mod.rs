@@ -38,7 +38,7 @@ use crate::policy::{PolicyHandle, Rule};
 use crate::proto::close::CloseCode;
 use crate::service::{DiscoverError, Mirror, Providers, Registration, Registry, Server, Service, ServiceError};
 use crate::session::{Event, Hub, HubTasks, PeerInfo, Session, WaitError};
-use crate::tunnel::{ExposeError, Exposed, Targets};
+use crate::tunnel::{ExposeError, Exposed, Forward, Targets};
 use crate::wire::{Wire, WireError, WireFileError, WireInfo, Wires};
 
 /// A running node. Clones share it; the node ends with [`Node::shutdown`], or when the last clone is dropped.
@@ -67,6 +67,8 @@ struct Inner {
     borrowed: Borrowed,
     /// Mirrors of others' directories, as the configuration says.
     mirrors: Mutex<Vec<Mirror>>,
+    /// What is exposed and forwarded as the configuration says.
+    tunnels: Mutex<(Vec<Exposed>, Vec<Forward>)>,
     /// Where services are looked up by their names alone.
     homes: Vec<NodeId>,
     home: Option<Home>,
@@ -96,6 +98,8 @@ struct Wanted {
     connect: Vec<PeerRef>,
     mirror: Vec<PeerRef>,
     homes: Vec<PeerRef>,
+    expose: Vec<config::Expose>,
+    forward: Vec<config::Forward>,
 }
 
 /// What the home remembers of the processes before.
@@ -143,6 +147,7 @@ impl Node {
         let stored = before.peers;
         let [connect, mirror, homes] = [wanted.connect, wanted.mirror, wanted.homes].map(|peers| targets(peers, &stored));
         let (connect, mirror, homes) = (connect?, mirror?, homes?);
+        let forward_peers = targets(wanted.forward.iter().map(|forward| forward.peer.clone()).collect(), &stored)?;
         hub.set_addresses(addresses::reachable(hub.endpoint().local()));
         let running = network.spawn(tasks.run());
         let (lock, tasks) = (Mutex::new(lock), Mutex::new(vec![running]));
@@ -158,6 +163,7 @@ impl Node {
             network,
             borrowed,
             mirrors,
+            tunnels: Mutex::default(),
             homes: home_volts,
             home,
             store,
@@ -179,6 +185,7 @@ impl Node {
             node.hold(peer.id, &peer.addresses);
         }
         node.tell_of_the_restart(before.sessions);
+        node.begin_tunnels(&wanted.expose, wanted.forward.iter().zip(forward_peers)).await?;
         Ok(node)
     }
 
@@ -556,10 +563,30 @@ impl Node {
         for task in tasks {
             let _ = task.await;
         }
+        let (exposed, forwards) = std::mem::take(&mut *self.0.tunnels.lock().expect("nothing panics while it is held"));
+        drop(exposed);
+        for forward in forwards {
+            forward.close().await;
+        }
         self.0.targets.close();
         let wires = self.0.wires.clone();
         let _ = tokio::task::spawn_blocking(move || wires.close()).await;
         drop(self.0.lock.lock().expect("nothing panics while it is held").take());
+    }
+
+    /// Exposes and forwards what the configuration says.
+    async fn begin_tunnels(
+        &self,
+        expose: &[config::Expose],
+        forward: impl Iterator<Item = (&config::Forward, (NodeId, Vec<SocketAddr>))>,
+    ) -> Result<(), BindError> {
+        let exposed: Result<Vec<_>, _> = expose.iter().map(|expose| self.expose(&expose.name, &expose.target)).collect();
+        let (exposed, mut forwards) = (exposed?, Vec::new());
+        for (forward, (id, addresses)) in forward {
+            forwards.push(self.hold(id, &addresses).forward(forward.listen, &forward.name).await?);
+        }
+        *self.0.tunnels.lock().expect("nothing panics while it is held") = (exposed, forwards);
+        Ok(())
     }
 
     /// Keeps the store's memory of when peers were seen, and where.

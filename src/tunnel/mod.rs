@@ -15,7 +15,7 @@ pub use error::{ExposeError, ForwardError, TunnelBroken, TunnelError};
 pub use events::{Carried, Served};
 pub use forward::Forward;
 pub use stream::{Tunnel, TunnelRecv, TunnelSend};
-pub use target::check_target;
+pub use target::{check_target, parse_listen};
 pub use targets::Exposed;
 pub(crate) use targets::Targets;
 

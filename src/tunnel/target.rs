@@ -1,7 +1,7 @@
 //! What is exposed under a name, and how it is reached. It knows nothing of peers and streams.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use tokio::io::DuplexStream;
@@ -109,6 +109,21 @@ pub fn check_target(text: &str) -> Result<(), &'static str> {
     }
 }
 
+/// Reads where a forward is to listen: `PORT`, of this machine only, or `HOST:PORT` with an address, or `localhost`. Port 0 is any that
+/// is free.
+///
+/// # Errors
+/// What is wrong.
+pub fn parse_listen(text: &str) -> Result<SocketAddr, &'static str> {
+    const WRONG: &str =
+        "where to listen is PORT (of this machine only) or IP:PORT, like \"8080\", \"0.0.0.0:8080\" or \"[::1]:0\"";
+    let port = text.strip_prefix("localhost:").unwrap_or(text);
+    if !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit()) {
+        return port.parse().map(|port| (Ipv4Addr::LOCALHOST, port).into()).map_err(|_| WRONG);
+    }
+    text.parse().map_err(|_| WRONG)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -133,6 +148,18 @@ mod tests {
             "a/b:1",
         ] {
             assert!(check_target(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_port_alone_is_this_machines_only() {
+        for (text, address) in
+            [("8080", "127.0.0.1:8080"), ("localhost:0", "127.0.0.1:0"), ("0.0.0.0:1", "0.0.0.0:1"), ("[::1]:0", "[::1]:0")]
+        {
+            assert_eq!(parse_listen(text), Ok(address.parse().unwrap()), "{text}");
+        }
+        for bad in ["", "65536", "-1", "host:1", ":1", "localhost:", "localhost", "1.2.3.4"] {
+            assert!(parse_listen(bad).is_err(), "{bad}");
         }
     }
 
