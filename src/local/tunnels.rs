@@ -213,7 +213,8 @@ async fn forward(api: &Api, body: Sent, told: &mpsc::Sender<TunnelLine>) -> Resu
             _ = ended.wait_for(|ended| *ended) => return Err(node_gone()),
             carried = forward.next() => carried,
         };
-        let released = || Failure::new(Cause::Local, Code::Unavailable, "the session with the peer was closed here");
+        let released =
+            || Failure::new(Cause::Local, Code::Unavailable, "the session with the peer was closed here, or the node goes down");
         if told.send(carried.ok_or_else(released)?.into()).await.is_err() {
             return Ok(());
         }

@@ -13,4 +13,5 @@ mod slow;
 mod support;
 mod swarm;
 mod traffic;
+mod tunnels;
 mod wires;
