@@ -11,7 +11,7 @@ use voltmesh::proto::frame::{put_frame, put_message};
 use voltmesh::proto::limits;
 use voltmesh::proto::status::{Code, Status};
 use voltmesh::proto::stream::{Head, Purpose};
-use voltmesh::proto::{directory, wire};
+use voltmesh::proto::{directory, tunnel, wire};
 
 const PAGE: &str = include_str!("../src/guide/protocol.md");
 
@@ -187,6 +187,15 @@ fn the_chunks_on_the_page_are_those_written() {
 }
 
 #[test]
+fn the_tunnel_on_the_page_is_the_one_written() {
+    let mut opener = opened(Purpose::Tunnel);
+    put_message(&mut opener, &tunnel::Ask::Open { name: "ssh".into() });
+    let mut host = Vec::new();
+    put_message(&mut host, &tunnel::Answer::Ready);
+    assert_eq!(example("A connection on which"), [&opener[..], b"hi", &host, b"ho"].concat());
+}
+
+#[test]
 fn the_bounds_on_the_page_are_those_in_force() {
     let (_, bounds) = PAGE.split_once("## Bounds").unwrap();
     let row = |name: &str| {
@@ -223,6 +232,8 @@ fn the_bounds_on_the_page_are_those_in_force() {
         ("remembered calls of all callers", limits::REPLAY_BYTES),
         ("calls in flight, each way", limits::CALLS_IN_FLIGHT),
         ("streams of a directory or of wires, each way", limits::FEEDS),
+        ("tunnels, each way", limits::TUNNELS),
+        ("name of what is exposed", limits::TARGET_NAME_BYTES),
         ("registrations of one session", limits::REGISTRATIONS),
         ("description of a service, in a listing", limits::DESCRIPTION_BYTES),
         ("watches of one session", limits::WATCHES),
@@ -240,6 +251,7 @@ fn the_bounds_on_the_page_are_those_in_force() {
         ("an answer of the path, while something is outstanding", limits::ANSWER_BOUND),
         ("another path, for a session that lost its last", limits::RESUME_WINDOW),
         ("the end of calls in flight when a node goes down", limits::DRAIN),
+        ("a connection to what is exposed, after Open", limits::TUNNEL_CONNECT),
         ("the answer to a unary call that names no deadline", limits::CALL_DEADLINE),
     ];
     let times = times.map(|(name, time)| (name, time.as_secs() as usize));
