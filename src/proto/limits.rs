@@ -81,6 +81,12 @@ pub const SEND_WINDOW_BYTES: u64 = 64 * MIB as u64;
 /// Send and receive buffers asked of the kernel, in bytes.
 pub const SOCKET_BUFFER_BYTES: usize = 4 * MIB;
 
+/// Bytes of one tunnel that may lie unread at the other end, whatever the others of its session have there.
+pub const TUNNEL_UNREAD_BYTES: usize = 16 * KIB;
+/// The same of all tunnels of a session together, beyond that: of what others leave each may have a fifth. With the little that each has
+/// they do not fill the session's window.
+pub const TUNNELS_UNREAD_BYTES: usize = 6 * MIB;
+
 /// Bytes of one stream that are kept for resumption whatever the node's budget says.
 pub const STREAM_KEPT_BYTES: usize = 16 * KIB;
 /// Bytes kept of a stream that sends more than that.

@@ -19,6 +19,7 @@ use crate::proto::stream::Purpose;
 use crate::state::budget::Budget;
 use crate::state::ids::Side;
 use crate::state::streams::{Due, Streams, Violation};
+use crate::state::unread::Unread;
 
 /// Bodies up to this many bytes need no share of their own: the number of calls at once bounds them.
 pub const SMALL_BODY_BYTES: usize = 4 * 1024;
@@ -50,6 +51,7 @@ pub struct Core {
     handlers: Arc<Semaphore>,
     feeds: Arc<Semaphore>,
     tunnels: Arc<Semaphore>,
+    unread: Arc<Unread>,
     handlers_max: usize,
     serving: Mutex<JoinSet<()>>,
     share_bytes: usize,
@@ -141,6 +143,7 @@ impl Core {
             handlers: Arc::new(Semaphore::new(limits.calls_in_flight)),
             feeds: Arc::new(Semaphore::new(limits::FEEDS)),
             tunnels: Arc::new(Semaphore::new(limits::TUNNELS)),
+            unread: Unread::new(limits::TUNNELS_UNREAD_BYTES, limits::TUNNEL_UNREAD_BYTES),
             handlers_max: limits.calls_in_flight,
             serving: Mutex::default(),
             share_bytes: limits.session_body_bytes,
@@ -308,6 +311,11 @@ impl Core {
     pub(super) fn try_feed_permit(&self, purpose: Purpose) -> Option<OwnedSemaphorePermit> {
         let of = if purpose == Purpose::Tunnel { &self.tunnels } else { &self.feeds };
         of.clone().try_acquire_owned().ok()
+    }
+
+    /// How much of all tunnels may lie unread at the peer.
+    pub fn unread(&self) -> &Arc<Unread> {
+        &self.unread
     }
 
     /// Calls of the peer that are being handled.

@@ -233,6 +233,29 @@ impl StreamSend {
         .await
     }
 
+    /// Waits until the peer has read so much that fewer bytes than this are unread, and says how many are. What is said is a little late:
+    /// the peer tells within [`PROGRESS_WITHIN`](crate::proto::limits::PROGRESS_WITHIN). Cancel-safe.
+    ///
+    /// # Errors
+    /// [`StreamError`]: it will not.
+    pub async fn unread_below(&self, bytes: usize) -> Result<usize, StreamError> {
+        poll_fn(|cx| {
+            let mut table = self.core().table();
+            if let Some(end) = &table.ended {
+                return Poll::Ready(Err(end.clone().into()));
+            }
+            let unread = table.streams.unread(self.id)?;
+            if unread < bytes {
+                return Poll::Ready(Ok(unread));
+            }
+            if let Some(slot) = table.streams.slot(self.id) {
+                slot.writer = Some(cx.waker().clone());
+            }
+            Poll::Pending
+        })
+        .await
+    }
+
     /// Gives up: the peer sees this code instead of the rest.
     pub fn reset(&mut self, code: StreamCode) {
         if !std::mem::replace(&mut self.ended, true) {

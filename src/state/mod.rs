@@ -16,6 +16,7 @@ pub mod prefix;
 pub mod replay;
 pub mod roster;
 pub mod streams;
+pub mod unread;
 pub mod wire;
 
 #[cfg(test)]

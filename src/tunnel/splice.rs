@@ -4,7 +4,7 @@
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use bytes::{Bytes, BytesMut};
+use bytes::{BufMut, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream};
 use tokio::net::TcpStream;
 
@@ -12,6 +12,7 @@ use super::error::TunnelBroken;
 use super::events::Counts;
 use crate::proto::close::StreamCode;
 use crate::session::{StreamError, StreamRecv, StreamSend};
+use crate::state::unread::Part;
 
 /// What is read of a connection at a time that has much to say…
 const BUFFER_BYTES: usize = 64 * 1024;
@@ -58,7 +59,7 @@ pub(super) struct Far<'a> {
     pub recv: &'a mut StreamRecv,
     /// What has come already.
     pub first: Bytes,
-    /// Whether the stream was opened here: then it must not be over before the other end has read everything.
+    /// Whether the stream was opened here: who opened it says when it is over.
     pub opened_here: bool,
 }
 
@@ -90,10 +91,13 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Halves<'_, R, W> {
     async fn splice(self, far: Far<'_>, counts: &Counts) -> Result<(), TunnelBroken> {
         let Far { send, recv, first, opened_here } = far;
         let out = async {
-            let out = out(self.read, send, &counts.sent).await;
-            match out {
-                Ok(()) if opened_here => read_through(send).await,
-                out => out,
+            let mut part = send.core().unread().part();
+            out(self.read, send, &mut part, &counts.sent).await?;
+            // What lies unread there counts until it is read.
+            match send.read_through().await {
+                // The opener needs no more of it.
+                Err(StreamError::Closed) if !opened_here => Ok(()),
+                read => read.or_else(stopped),
             }
         };
         let done = tokio::try_join!(out, into(recv, self.write, first, &counts.received)).map(drop);
@@ -106,18 +110,27 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Halves<'_, R, W> {
 }
 
 /// What is read here goes out, to its end, or until nobody there wants more of it.
-async fn out<R: AsyncRead + Unpin>(from: &mut R, send: &mut StreamSend, count: &AtomicU64) -> Result<(), TunnelBroken> {
+async fn out<R: AsyncRead + Unpin>(
+    from: &mut R,
+    send: &mut StreamSend,
+    part: &mut Part,
+    count: &AtomicU64,
+) -> Result<(), TunnelBroken> {
     let (mut buf, mut size) = (BytesMut::new(), SMALL_BUFFER_BYTES);
     let mut unwanted = std::pin::pin!(send.unwanted());
     loop {
         if buf.capacity() < LEAST_BYTES {
             buf.reserve(size);
         }
-        let room = buf.capacity();
+        let room = match may_send(send, part).await {
+            Ok(more) => more.min(buf.capacity()),
+            Err(error) => return stopped(error),
+        };
+        let mut limited = (&mut buf).limit(room);
         let read = tokio::select! {
             biased;
             error = &mut unwanted => return stopped(error),
-            read = from.read_buf(&mut buf) => read,
+            read = from.read_buf(&mut limited) => read,
         };
         match read {
             Ok(0) => return send.finish().or_else(stopped),
@@ -135,16 +148,24 @@ async fn out<R: AsyncRead + Unpin>(from: &mut R, send: &mut StreamSend, count: &
     }
 }
 
+/// Waits until more may be sent, which it may when what was sent is read; how much.
+async fn may_send(send: &StreamSend, part: &mut Part) -> Result<usize, StreamError> {
+    let mut unread = send.unread_below(usize::MAX).await?;
+    loop {
+        let more = part.more(unread);
+        if more >= LEAST_BYTES {
+            return Ok(more);
+        }
+        unread = send.unread_below(unread).await?;
+    }
+}
+
 /// That the other end reads no more says nothing about what it has still to say.
 fn stopped(error: StreamError) -> Result<(), TunnelBroken> {
     match error {
         StreamError::Stopped(code) if code != StreamCode::Kind as u64 => Ok(()),
         error => Err(error.into()),
     }
-}
-
-async fn read_through(send: &StreamSend) -> Result<(), TunnelBroken> {
-    send.read_through().await.or_else(stopped)
 }
 
 /// What comes goes on to the connection, to its end, or until nobody here wants more of it.

@@ -277,6 +277,16 @@ impl<S: Default> Streams<S> {
         Ok(self.live.get(&id).is_some_and(read))
     }
 
+    /// How many bytes the peer has not read of what was sent, as far as it has said. Without resumption it does not: then none.
+    ///
+    /// # Errors
+    /// [`Ended`]: it will read no more of it.
+    pub fn unread(&self, id: u64) -> Result<usize, Ended> {
+        self.sends(id)?;
+        let of = |stream: &Stream<S>| usize::try_from(stream.sending.end() - stream.acked).unwrap_or(usize::MAX);
+        Ok(self.live.get(&id).filter(|_| self.keeps).map_or(0, of))
+    }
+
     /// Bytes were handed to the reader.
     ///
     /// # Errors
