@@ -58,7 +58,7 @@ pub struct Config {
     /// Peers in whose directories a service is looked up that this node's own does not have, by its name alone. Sessions with them are
     /// held. At most [`CONNECT`].
     pub homes: Vec<PeerRef>,
-    /// What peers may reach by name, as far as the rules permit them to; at most [`TARGETS`](crate::proto::limits::TARGETS).
+    /// What peers may reach by name, as far as the rules permit them to; at most [`TARGETS`].
     pub expose: Vec<Expose>,
     /// What peers expose, and where it is brought to. Sessions with them are held. At most [`CONNECT`].
     pub forward: Vec<Forward>,
