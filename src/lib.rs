@@ -53,6 +53,8 @@
 //!   [`Providers`](service::Providers).
 //! * [`Wire`](wire::Wire): a named feed of chunks, hosted by a node, in memory or on disk. Whoever may publishes and subscribes; both go on
 //!   over any number of sessions, and what is lost is told.
+//! * [`Tunnel`](tunnel::Tunnel): a TCP connection over the session. What a node [exposes](Node::expose) by name is reached by peers that may,
+//!   from their programs or through a [local port](Session::forward).
 //! * [`Outcome`]: what became of a call that failed. [`CallError::outcome`] tells *answered*, *not sent* (safe to make again) and
 //!   *unknown* (the other side may have acted on it).
 //! * [`Policy`](policy::Policy): who may do what. What no rule permits is denied; a deny always wins.
@@ -97,6 +99,7 @@ pub mod service;
 pub mod session;
 #[doc(hidden)]
 pub mod state;
+pub mod tunnel;
 pub mod wire;
 
 pub use node::Node;

@@ -15,6 +15,7 @@ use voltmesh::proto::control::{Attach, BootId, Control, Hello, LiveStream, Profi
 use voltmesh::proto::directory::{Answer, Ask, Found, Listing, Mode, Query, Scope, Told};
 use voltmesh::proto::frame::Frames;
 use voltmesh::proto::status::{Code, Status};
+use voltmesh::proto::tunnel;
 
 /// Counts what this thread holds and the most it held. A vector that grows holds its old and its new memory for a moment, and
 /// both are counted.
@@ -170,6 +171,14 @@ fn a_message_of_the_directory_takes_memory_for_what_arrived_only() {
     messages_stay_within_bounds(&Told::Entry(found), owned::<Told>);
     let gone = Told::Withdrawn { name: "camera".into(), provider: who, at: None };
     messages_stay_within_bounds(&gone, owned::<Told>);
+}
+
+#[test]
+fn a_message_of_a_tunnel_takes_memory_for_what_arrived_only() {
+    messages_stay_within_bounds(&tunnel::Ask::Open { name: "a/b".into() }, owned::<tunnel::Ask>);
+    messages_stay_within_bounds(&tunnel::Ask::Probe { name: "ssh".into() }, owned::<tunnel::Ask>);
+    messages_stay_within_bounds(&tunnel::Answer::Ready, owned::<tunnel::Answer>);
+    messages_stay_within_bounds(&tunnel::Answer::Refused(Status::new(Code::NotFound, "no")), owned::<tunnel::Answer>);
 }
 
 // Bodies: `body::MEMORY_PER_BYTE` and `body::MEMORY_BASE` count items as they lie in memory. A vector or table that grows may

@@ -13,7 +13,7 @@ use voltmesh::proto::frame::{put_frame, put_message};
 use voltmesh::proto::limits;
 use voltmesh::proto::status::{Code, Status};
 use voltmesh::proto::stream::{Head, Kind, Purpose};
-use voltmesh::proto::{directory, wire};
+use voltmesh::proto::{directory, tunnel, wire};
 
 const PAGE: &str = include_str!("../src/guide/protocol.md");
 
@@ -201,6 +201,15 @@ fn the_opening_of_a_circuit_on_the_page_is_the_one_written_and_so_is_the_refusal
 }
 
 #[test]
+fn the_tunnel_on_the_page_is_the_one_written() {
+    let mut opener = opened(Purpose::Tunnel);
+    put_message(&mut opener, &tunnel::Ask::Open { name: "ssh".into() });
+    let mut host = Vec::new();
+    put_message(&mut host, &tunnel::Answer::Ready);
+    assert_eq!(example("A connection on which"), [&opener[..], b"hi", &host, b"ho"].concat());
+}
+
+#[test]
 fn the_bounds_on_the_page_are_those_in_force() {
     let (_, bounds) = PAGE.split_once("## Bounds").unwrap();
     let row = |name: &str| {
@@ -237,6 +246,8 @@ fn the_bounds_on_the_page_are_those_in_force() {
         ("remembered calls of all callers", limits::REPLAY_BYTES),
         ("calls in flight, each way", limits::CALLS_IN_FLIGHT),
         ("streams of a directory or of wires, each way", limits::FEEDS),
+        ("tunnels, each way", limits::TUNNELS),
+        ("name of what is exposed", limits::TARGET_NAME_BYTES),
         ("registrations of one session", limits::REGISTRATIONS),
         ("description of a service, in a listing", limits::DESCRIPTION_BYTES),
         ("watches of one session", limits::WATCHES),
@@ -258,6 +269,7 @@ fn the_bounds_on_the_page_are_those_in_force() {
         ("another path, for a session that lost its last", limits::RESUME_WINDOW),
         ("an answer on a circuit that a relay opens", limits::CIRCUIT_HALF_OPEN),
         ("the end of calls in flight when a node goes down", limits::DRAIN),
+        ("a connection to what is exposed, after Open", limits::TUNNEL_CONNECT),
         ("the answer to a unary call that names no deadline", limits::CALL_DEADLINE),
     ];
     let times = times.map(|(name, time)| (name, time.as_secs() as usize));

@@ -26,6 +26,7 @@ use super::peers::{self, Guests};
 use super::rules;
 use super::serve::Pending;
 use super::streams::{events, get_events, post_call, post_down, post_serve, post_serve_call, post_watch};
+use super::tunnels::{post_expose, post_forward};
 use super::types::{
     EventLine, NodeStatus, PeerLine, PeerRequest, RuleAdded, RuleRequest, ServiceLine, ServicesRequest, SessionLine,
 };
@@ -140,6 +141,8 @@ fn router(api: Arc<Api>) -> Router {
         .route("/v1/wires", get(get_wires).post(post_wires))
         .route("/v1/wires/publish", post(post_publish))
         .route("/v1/wires/subscribe", post(post_subscribe))
+        .route("/v1/expose", post(post_expose))
+        .route("/v1/forward", post(post_forward))
         .route("/v1/down", post(post_down))
         .fallback(|| async { Failure::new(Cause::Usage, crate::proto::status::Code::NotFound, "there is no such route") })
         .method_not_allowed_fallback(|| async { Failure::usage("this route takes another method") })

@@ -15,6 +15,7 @@ mod pieces;
 pub mod rules;
 mod serve;
 mod streams;
+pub mod tunnels;
 mod types;
 pub mod wires;
 

@@ -23,7 +23,7 @@ use super::types::{CallHead, EventLine, Offer, ServeLine, ServicesRequest, Watch
 use crate::proto::status::Code;
 
 /// Lines on their way to a client.
-const LINES: usize = 16;
+pub(super) const LINES: usize = 16;
 
 pub async fn get_events(State(api): State<Arc<Api>>) -> Response {
     lines(events(&api), line)

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use zeroize::Zeroizing;
 
-use super::config::{Config, DEFAULT_LISTEN, PeerRef, RelayMode};
+use super::config::{Config, DEFAULT_LISTEN, Expose, Forward, PeerRef, RelayMode};
 use super::doors::Doors;
 use super::home::{Home, Lock, files};
 use super::restart::{List, Listed};
@@ -21,6 +21,7 @@ use crate::proto::control::{BootId, Profile, Role};
 use crate::relay::Relays;
 use crate::service::{Registry, Server, Service};
 use crate::session::{Hub, Own};
+use crate::tunnel::Targets;
 use crate::wire::Wires;
 
 /// What a node is to be. Made by [`Node::builder`].
@@ -140,6 +141,20 @@ impl Builder {
         self
     }
 
+    /// Lets peers reach this TCP target, `HOST:PORT`, under this name from the start, as far as rules permit them to.
+    /// [`Node::expose`] does it later.
+    pub fn expose(mut self, name: impl Into<String>, target: impl Into<String>) -> Self {
+        self.config.expose.push(Expose { name: name.into(), target: target.into() });
+        self
+    }
+
+    /// Keeps a session with this peer from the start, and brings what it exposes under this name to a local address.
+    /// [`Session::forward`](crate::Session::forward) does it later.
+    pub fn forward(mut self, listen: SocketAddr, ticket: Ticket, name: impl Into<String>) -> Self {
+        self.config.forward.push(Forward { listen, peer: PeerRef::Ticket(Box::new(ticket)), name: name.into() });
+        self
+    }
+
     /// Whether the node watches this machine's interfaces, addresses and routes, and its sleep, and tries at once what they may
     /// have changed. It does, unless told otherwise; without it a change is noticed when paths stop answering, or when
     /// [`Node::network_changed`] says so.
@@ -223,13 +238,18 @@ impl Builder {
         let wires = Arc::new(kept.wires(&network).await?);
         let ends = EndsConfig::new(&kept.key).map_err(|error| BindError::System(error.to_string()))?;
         let relays = Relays::new(own.id, ends, &config.limits);
-        let doors = Doors { server: server.clone(), wires: wires.clone(), relays: relays.clone() };
+        let targets = Arc::new(Targets::new(network.clone()));
+        let doors = Doors { server: server.clone(), wires: wires.clone(), targets: targets.clone(), relays: relays.clone() };
         let (hub, tasks) = Hub::new(own, endpoint, rules.handle().clone(), Arc::new(doors));
         server.directory().tell_to(hub.teller());
         let (home, store, lock) = (kept.home, kept.store, kept.lock);
         let before = Before { peers: kept.stored_peers, sessions: kept.sessions };
-        let parts = Parts { hub, rules, registry, server, wires, relays, network, home, store, lock, watch_network, before };
-        let peers = Wanted { connect: config.connect, mirror: config.mirror, homes: config.homes, relays: config.relays };
+        let parts =
+            Parts { hub, rules, registry, server, wires, targets, relays, network, home, store, lock, watch_network, before };
+        // A visitor is there for one command, beside the node that does all this.
+        let (expose, forward) = if self.visitor { Default::default() } else { (config.expose, config.forward) };
+        let Config { connect, mirror, homes, relays, .. } = config;
+        let peers = Wanted { connect, mirror, homes, relays, expose, forward };
         Node::start(parts, tasks, peers).await
     }
 }
@@ -251,6 +271,8 @@ fn overlay(file: Option<Config>, asked: Config) -> Config {
         homes: file.homes.into_iter().chain(asked.homes).collect(),
         relays: asked.relays.into_iter().chain(file.relays).collect(),
         relay: asked.relay.or(file.relay),
+        expose: file.expose.into_iter().chain(asked.expose).collect(),
+        forward: file.forward.into_iter().chain(asked.forward).collect(),
         rules: file.rules.into_iter().chain(asked.rules).collect(),
         groups: file.groups,
         open: file.open || asked.open,

@@ -15,8 +15,9 @@ pub use crate::policy::{Groups, RelayMode};
 pub use crate::proto::control::Profile;
 pub use crate::proto::duration::{DurationError, parse_duration};
 pub use crate::proto::limits::Limits;
-use crate::proto::limits::{NAME_BYTES, RELAYS};
+use crate::proto::limits::{NAME_BYTES, RELAYS, TARGETS};
 pub use crate::state::prefix::{Prefix, PrefixError};
+use crate::tunnel::{check_name, check_target};
 
 /// Where a node listens unless told otherwise: every address, IPv6 and IPv4. Where there is no IPv6 it is `0.0.0.0`, and if
 /// the port is taken a free one is chosen once and kept in the home.
@@ -62,6 +63,10 @@ pub struct Config {
     pub relays: Vec<PeerRef>,
     /// For whom this node carries circuits. `None`, the default: for those only whom rules about `relay` permit it.
     pub relay: Option<RelayMode>,
+    /// What peers may reach by name, as far as the rules permit them to; at most [`TARGETS`].
+    pub expose: Vec<Expose>,
+    /// What peers expose, and where it is brought to. Sessions with them are held. At most [`CONNECT`].
+    pub forward: Vec<Forward>,
     /// The rules of the configuration, each of [`Source::Config`](crate::policy::Source::Config).
     pub rules: Vec<Rule>,
     /// The groups that rules may name.
@@ -72,6 +77,34 @@ pub struct Config {
     pub exempt: Vec<Prefix>,
     /// The bounds an operator may change.
     pub limits: Limits,
+}
+
+/// A TCP target that peers may reach by name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Expose {
+    /// Under which name.
+    pub name: String,
+    /// `HOST:PORT`, as seen from this node.
+    pub target: String,
+}
+
+/// Something that a peer exposes, brought to a local address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Forward {
+    /// Where to listen.
+    pub listen: SocketAddr,
+    /// Who exposes it.
+    pub peer: PeerRef,
+    /// Under which name.
+    pub name: String,
+}
+
+impl Expose {
+    /// What is wrong with it, if anything.
+    fn check(&self) -> Result<(), &'static str> {
+        check_name(&self.name)?;
+        check_target(&self.target)
+    }
 }
 
 impl Default for Config {
@@ -86,6 +119,8 @@ impl Default for Config {
             homes: Vec::new(),
             relays: Vec::new(),
             relay: None,
+            expose: Vec::new(),
+            forward: Vec::new(),
             rules: Vec::new(),
             groups: Groups::new(),
             open: false,
@@ -116,12 +151,24 @@ impl Config {
             ("homes", self.homes.len(), CONNECT),
             ("relays", self.relays.len(), RELAYS),
             ("exempt", self.exempt.len(), EXEMPT + 2),
+            ("expose", self.expose.len(), TARGETS),
+            ("forward", self.forward.len(), CONNECT),
         ];
         if let Some((field, got, most)) = counts.into_iter().find(|(_, got, most)| got > most) {
             return wrong(field, format!("{field} names {got}, and may name at most {most}"));
         }
         if self.listen.iter().zip(1..).any(|(address, after)| self.listen[after..].contains(address)) {
             return wrong("listen", "listen names an address twice".to_owned());
+        }
+        let exposed =
+            self.expose.iter().zip(1..).find(|(one, after)| self.expose[*after..].iter().any(|two| two.name == one.name));
+        if let Some((twice, _)) = exposed {
+            return wrong("expose", format!("two are exposed as {:?}: give one of them another name", twice.name));
+        }
+        let wrong_one = self.expose.iter().map(|exposed| ("expose", exposed.check()));
+        let names = self.forward.iter().map(|forward| ("forward", check_name(&forward.name)));
+        if let Some((field, Err(message))) = wrong_one.chain(names).find(|(_, checked)| checked.is_err()) {
+            return wrong(field, message.to_owned());
         }
         match self.limits.out_of_range() {
             Some((field, message)) => wrong(field, message),

@@ -13,12 +13,14 @@ use crate::proto::stream::{Kind, Purpose};
 use crate::relay::Relays;
 use crate::service::Server;
 use crate::session::{Acceptor, Attached, Core, Serving, StreamRecv, StreamSend, Via};
+use crate::tunnel::Targets;
 use crate::wire::Wires;
 
 /// Everything a node serves with.
 pub(super) struct Doors {
     pub server: Arc<Server>,
     pub wires: Arc<Wires>,
+    pub targets: Arc<Targets>,
     pub relays: Relays,
 }
 
@@ -31,6 +33,7 @@ impl Acceptor for Doors {
         match purpose {
             Purpose::Directory => self.server.feed(send, recv),
             Purpose::Wire => self.wires.serve(send, recv),
+            Purpose::Tunnel => self.targets.serve(send, recv),
             Purpose::Call | Purpose::Session => Box::pin(async move {
                 send.reset(StreamCode::Kind);
                 recv.stop(StreamCode::Kind);
@@ -63,6 +66,7 @@ impl Acceptor for Doors {
         match of {
             of if of == TypeId::of::<Server>() => Some(self.server.clone()),
             of if of == TypeId::of::<Wires>() => Some(self.wires.clone()),
+            of if of == TypeId::of::<Targets>() => Some(self.targets.clone()),
             _ => None,
         }
     }

@@ -33,6 +33,12 @@ pub enum BindError {
     /// A service cannot be offered.
     #[error(transparent)]
     Service(#[from] ServiceError),
+    /// What is to be exposed cannot be.
+    #[error(transparent)]
+    Expose(#[from] crate::tunnel::ExposeError),
+    /// What is to be forwarded cannot be.
+    #[error(transparent)]
+    Forward(#[from] crate::tunnel::ForwardError),
     /// The network cannot be used.
     #[error(transparent)]
     Network(#[from] crate::net::BindError),

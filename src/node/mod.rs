@@ -19,7 +19,8 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use tokio::sync::broadcast;
+use tokio::io::DuplexStream;
+use tokio::sync::{broadcast, mpsc};
 use tokio::task::JoinHandle;
 
 pub use addresses::reachable;
@@ -41,6 +42,7 @@ use crate::relay::Relays;
 pub use crate::relay::{BeginError, RelayCounts};
 use crate::service::{DiscoverError, Mirror, Providers, Registration, Registry, Server, Service, ServiceError};
 use crate::session::{Event, Hub, HubTasks, PeerInfo, Session, Via, WaitError, Where};
+use crate::tunnel::{ExposeError, Exposed, Forward, Targets};
 use crate::wire::{Wire, WireError, WireFileError, WireInfo, Wires};
 
 /// A running node. Clones share it; the node ends with [`Node::shutdown`], or when the last clone is dropped.
@@ -64,11 +66,14 @@ struct Inner {
     registry: Registry,
     server: Arc<Server>,
     wires: Arc<Wires>,
+    targets: Arc<Targets>,
     relays: Relays,
     network: Network,
     borrowed: Borrowed,
     /// Mirrors of others' directories, as the configuration says.
     mirrors: Mutex<Vec<Mirror>>,
+    /// What is exposed and forwarded as the configuration says.
+    tunnels: Mutex<(Vec<Exposed>, Vec<Forward>)>,
     /// Where services are looked up by their names alone.
     homes: Vec<NodeId>,
     home: Option<Home>,
@@ -84,6 +89,7 @@ struct Parts {
     registry: Registry,
     server: Arc<Server>,
     wires: Arc<Wires>,
+    targets: Arc<Targets>,
     relays: Relays,
     network: Network,
     home: Option<Home>,
@@ -98,6 +104,8 @@ struct Wanted {
     connect: Vec<PeerRef>,
     mirror: Vec<PeerRef>,
     homes: Vec<PeerRef>,
+    expose: Vec<config::Expose>,
+    forward: Vec<config::Forward>,
     relays: Vec<PeerRef>,
 }
 
@@ -141,11 +149,27 @@ impl Node {
     }
 
     async fn start(parts: Parts, tasks: HubTasks, wanted: Wanted) -> Result<Self, BindError> {
-        let Parts { hub, rules, registry, server, wires, relays, network, home, store, lock, watch_network, before } = parts;
+        let Parts {
+            hub,
+            rules,
+            registry,
+            server,
+            wires,
+            targets: exposed,
+            relays,
+            network,
+            home,
+            store,
+            lock,
+            watch_network,
+            before,
+        } = parts;
         let stored = before.peers;
-        let wanted = [wanted.connect, wanted.mirror, wanted.homes, wanted.relays].map(|peers| targets(peers, &stored));
-        let [connect, mirror, homes, home_relays] = wanted;
-        let (connect, mirror, homes, home_relays) = (connect?, mirror?, homes?, home_relays?);
+        let forwarded = wanted.forward.iter().map(|forward| forward.peer.clone()).collect();
+        let named = [wanted.connect, wanted.mirror, wanted.homes, wanted.relays, forwarded].map(|peers| targets(peers, &stored));
+        let [connect, mirror, homes, home_relays, forward_peers] = named;
+        let (connect, mirror, homes) = (connect?, mirror?, homes?);
+        let (home_relays, forward_peers) = (home_relays?, forward_peers?);
         hub.set_addresses(addresses::reachable(hub.endpoint().local()));
         let running = network.spawn(tasks.run());
         let (lock, tasks) = (Mutex::new(lock), Mutex::new(vec![running]));
@@ -160,10 +184,12 @@ impl Node {
             registry,
             server,
             wires,
+            targets: exposed,
             relays,
             network,
             borrowed,
             mirrors,
+            tunnels: Mutex::default(),
             homes: home_volts,
             home,
             store,
@@ -188,6 +214,7 @@ impl Node {
             node.hold_at(peer.id, &peer.at());
         }
         node.tell_of_the_restart(before.sessions);
+        node.begin_tunnels(&wanted.expose, wanted.forward.iter().zip(forward_peers)).await?;
         Ok(node)
     }
 
@@ -395,6 +422,33 @@ impl Node {
         self.0.wires.remove(name).await
     }
 
+    /// Lets peers reach a TCP target, `HOST:PORT`, under this name, until the handle is dropped: those whom policy permits to
+    /// [`forward`](crate::policy::Action::Forward) it, by default nobody. The target is looked up and connected to from here, each time.
+    ///
+    /// ```no_run
+    /// # async fn example(node: voltmesh::Node) -> Result<(), Box<dyn std::error::Error>> {
+    /// let mut exposed = node.expose("ssh", "127.0.0.1:22")?;
+    /// while let Some(happened) = exposed.next().await {
+    ///     println!("{happened:?}");
+    /// }
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// [`ExposeError`]: a name or a target that cannot be one, a name that is taken, or too many.
+    pub fn expose(&self, name: &str, target: &str) -> Result<Exposed, ExposeError> {
+        self.0.targets.expose(name, target)
+    }
+
+    /// The same, for connections in memory.
+    ///
+    /// # Errors
+    /// As [`Node::expose`].
+    #[doc(hidden)]
+    pub fn expose_memory(&self, name: &str, taken: mpsc::Sender<DuplexStream>) -> Result<Exposed, ExposeError> {
+        self.0.targets.expose_memory(name, taken)
+    }
+
     /// What is listed at this node: its own services, and those its peers have registered here. For its owner, who sees everything.
     pub fn directory(&self) -> crate::service::Directory {
         self.0.server.directory().clone()
@@ -571,9 +625,30 @@ impl Node {
         for task in tasks {
             let _ = task.await;
         }
+        let (exposed, forwards) = std::mem::take(&mut *self.0.tunnels.lock().expect("nothing panics while it is held"));
+        drop(exposed);
+        for forward in forwards {
+            forward.close().await;
+        }
+        self.0.targets.close();
         let wires = self.0.wires.clone();
         let _ = tokio::task::spawn_blocking(move || wires.close()).await;
         drop(self.0.lock.lock().expect("nothing panics while it is held").take());
+    }
+
+    /// Exposes and forwards what the configuration says.
+    async fn begin_tunnels(
+        &self,
+        expose: &[config::Expose],
+        forward: impl Iterator<Item = (&config::Forward, (NodeId, Where))>,
+    ) -> Result<(), BindError> {
+        let exposed: Result<Vec<_>, _> = expose.iter().map(|expose| self.expose(&expose.name, &expose.target)).collect();
+        let (exposed, mut forwards) = (exposed?, Vec::new());
+        for (forward, (id, at)) in forward {
+            forwards.push(self.hold_at(id, &at).forward(forward.listen, &forward.name).await?);
+        }
+        *self.0.tunnels.lock().expect("nothing panics while it is held") = (exposed, forwards);
+        Ok(())
     }
 
     /// Keeps the store's memory of when peers were seen, and where.

@@ -52,6 +52,8 @@ pub const CHUNK_BYTES: usize = MIB;
 pub const CHUNK_METADATA_BYTES: usize = 4 * KIB;
 /// Longest name of a wire, in bytes.
 pub const WIRE_NAME_BYTES: usize = 200;
+/// Longest name of what is exposed, in bytes.
+pub const TARGET_NAME_BYTES: usize = 200;
 /// Most chunks that a wire may be made to keep in memory.
 pub const WIRE_RING_CHUNKS: u32 = 1 << 20;
 /// Least and most bytes that a wire may be made to keep in memory.
@@ -93,6 +95,12 @@ pub const SEND_WINDOW_BYTES: u64 = 64 * MIB as u64;
 /// Send and receive buffers asked of the kernel, in bytes.
 pub const SOCKET_BUFFER_BYTES: usize = 4 * MIB;
 
+/// Bytes of one tunnel that may lie unread at the other end, whatever the others of its session have there.
+pub const TUNNEL_UNREAD_BYTES: usize = 16 * KIB;
+/// The same of all tunnels of a session together, beyond that: of what others leave each may have a fifth. With the little that each has
+/// they do not fill the session's window.
+pub const TUNNELS_UNREAD_BYTES: usize = 6 * MIB;
+
 /// Bytes of one stream that are kept for resumption whatever the node's budget says.
 pub const STREAM_KEPT_BYTES: usize = 16 * KIB;
 /// Bytes kept of a stream that sends more than that.
@@ -106,6 +114,16 @@ pub const SESSION_KEPT_BYTES: usize = 64 * MIB;
 
 /// Streams of one session, in each direction, that are no calls: registrations, watches, feeds of wires.
 pub const FEEDS: usize = 512;
+/// Tunnels of one session, in each direction; further ones are turned away.
+pub const TUNNELS: usize = 512;
+/// Tunnels that a node serves for all its peers.
+pub const NODE_TUNNELS: usize = 4_096;
+/// Targets that a node exposes.
+pub const TARGETS: usize = 256;
+/// Connections that one forward carries at once; further ones wait until it accepts them.
+pub const FORWARD_CONNECTIONS: usize = 512;
+/// Things that happen to tunnels and are kept for whoever is told of them; a reader that is behind by more is told how many it missed.
+pub const TUNNEL_EVENTS: usize = 256;
 /// Services that one peer registers in a directory.
 pub const REGISTRATIONS: usize = 256;
 /// Bytes of what one peer registers.
@@ -220,6 +238,10 @@ pub const CALL_DEADLINE_MAX: Duration = Duration::from_secs(3_600);
 pub const REPLAY_WINDOW: Duration = Duration::from_secs(600);
 /// A publisher of a wire that blocks waits so long for one subscriber.
 pub const WIRE_STALL: Duration = Duration::from_secs(30);
+/// A target of a tunnel takes a connection within this.
+pub const TUNNEL_CONNECT: Duration = Duration::from_secs(10);
+/// A connection that came to a forward waits so long for the session, and for the far side to take it.
+pub const TUNNEL_OPEN: Duration = Duration::from_secs(30);
 /// A wire that nobody made on purpose goes when nobody has used it for so long.
 pub const WIRE_UNUSED: Duration = Duration::from_secs(3_600);
 /// A node going down waits this long for its calls in flight.

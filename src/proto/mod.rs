@@ -13,6 +13,7 @@ pub mod frame;
 pub mod limits;
 pub mod status;
 pub mod stream;
+pub mod tunnel;
 pub mod varint;
 pub mod wire;
 

@@ -45,6 +45,8 @@ pub enum Purpose {
     Directory = 2,
     /// Something asked of the wires: one of them made, listed, published to or subscribed to.
     Wire = 3,
+    /// A TCP connection to something the peer exposes.
+    Tunnel = 4,
 }
 
 impl Purpose {
@@ -55,6 +57,7 @@ impl Purpose {
             1 => Some(Purpose::Call),
             2 => Some(Purpose::Directory),
             3 => Some(Purpose::Wire),
+            4 => Some(Purpose::Tunnel),
             _ => None,
         }
     }

@@ -28,7 +28,7 @@ use crate::state::ids::IdError;
 pub type Serving = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// Whoever serves the streams peers open, and wants to know which peers are there. The session room calls it and knows nothing of
-/// calls, services or wires.
+/// calls, services, wires or tunnels.
 pub trait Acceptor: Send + Sync + 'static {
     /// Serves a call. The purpose byte has been read. Dropping the future ends the call.
     fn call(&self, send: StreamSend, recv: StreamRecv) -> Serving;
@@ -201,7 +201,7 @@ impl Door {
         match purpose {
             Purpose::Call => self.with_leave((send, recv)),
             Purpose::Session => drop(self.notices.try_send(Notices::accepted((send, recv)))),
-            Purpose::Directory | Purpose::Wire => self.feed(purpose, send, recv),
+            Purpose::Directory | Purpose::Wire | Purpose::Tunnel => self.feed(purpose, send, recv),
         }
         Ok(())
     }
@@ -209,7 +209,7 @@ impl Door {
     /// Serves a stream that may live for long, if there are not too many.
     fn feed(&self, purpose: Purpose, mut send: StreamSend, mut recv: StreamRecv) {
         let core = self.attached.core();
-        let Some(permit) = core.try_feed_permit() else {
+        let Some(permit) = core.try_feed_permit(purpose) else {
             send.reset(StreamCode::Limit);
             return recv.stop(StreamCode::Limit);
         };

@@ -15,9 +15,11 @@ use crate::id::NodeId;
 use crate::policy::{Action, PolicyHandle};
 use crate::proto::control::{BootId, Hello, Progress, Role, SessionId};
 use crate::proto::limits::{self, Limits};
+use crate::proto::stream::Purpose;
 use crate::state::budget::Budget;
 use crate::state::ids::Side;
 use crate::state::streams::{Due, Streams, Violation};
+use crate::state::unread::Unread;
 
 /// Bodies up to this many bytes need no share of their own: the number of calls at once bounds them.
 pub const SMALL_BODY_BYTES: usize = 4 * 1024;
@@ -48,6 +50,8 @@ pub struct Core {
     calling: AtomicUsize,
     handlers: Arc<Semaphore>,
     feeds: Arc<Semaphore>,
+    tunnels: Arc<Semaphore>,
+    unread: Arc<Unread>,
     handlers_max: usize,
     serving: Mutex<JoinSet<()>>,
     share_bytes: usize,
@@ -138,6 +142,8 @@ impl Core {
             calling: AtomicUsize::new(0),
             handlers: Arc::new(Semaphore::new(limits.calls_in_flight)),
             feeds: Arc::new(Semaphore::new(limits::FEEDS)),
+            tunnels: Arc::new(Semaphore::new(limits::TUNNELS)),
+            unread: Unread::new(limits::TUNNELS_UNREAD_BYTES, limits::TUNNEL_UNREAD_BYTES),
             handlers_max: limits.calls_in_flight,
             serving: Mutex::default(),
             share_bytes: limits.session_body_bytes,
@@ -301,9 +307,15 @@ impl Core {
         self.handlers.clone().try_acquire_owned().ok()
     }
 
-    /// Leave to serve one more stream that is no call, at once or not at all.
-    pub(super) fn try_feed_permit(&self) -> Option<OwnedSemaphorePermit> {
-        self.feeds.clone().try_acquire_owned().ok()
+    /// Leave to serve one more stream that is no call, at once or not at all. Tunnels have a bound of their own: they crowd out nothing else.
+    pub(super) fn try_feed_permit(&self, purpose: Purpose) -> Option<OwnedSemaphorePermit> {
+        let of = if purpose == Purpose::Tunnel { &self.tunnels } else { &self.feeds };
+        of.clone().try_acquire_owned().ok()
+    }
+
+    /// How much of all tunnels may lie unread at the peer.
+    pub fn unread(&self) -> &Arc<Unread> {
+        &self.unread
     }
 
     /// Calls of the peer that are being handled.

@@ -34,7 +34,7 @@ pub(crate) use hub::{Hub, HubTasks, Own, WeakHub};
 pub use info::{PeerInfo, SessionInfo};
 pub(crate) use peer::Peer;
 pub use peer::Unreached;
-pub use stream::{StreamError, StreamRecv, StreamSend};
+pub use stream::{StreamError, StreamLife, StreamRecv, StreamSend};
 pub(crate) use tell::TOLD_AT;
 pub(crate) use via::Dialler;
 pub use via::{Via, Where};

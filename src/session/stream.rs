@@ -211,6 +211,51 @@ impl StreamSend {
         Ok(())
     }
 
+    /// Waits until the peer has read everything, to the end: until then it may need what is kept here, so the stream must not be
+    /// over. Cancel-safe.
+    ///
+    /// # Errors
+    /// [`StreamError`]: it will not.
+    pub async fn read_through(&self) -> Result<(), StreamError> {
+        poll_fn(|cx| {
+            let mut table = self.core().table();
+            if let Some(end) = &table.ended {
+                return Poll::Ready(Err(end.clone().into()));
+            }
+            if table.streams.is_read(self.id)? {
+                return Poll::Ready(Ok(()));
+            }
+            if let Some(slot) = table.streams.slot(self.id) {
+                slot.watcher = Some(cx.waker().clone());
+            }
+            Poll::Pending
+        })
+        .await
+    }
+
+    /// Waits until the peer has read so much that fewer bytes than this are unread, and says how many are. What is said is a little late:
+    /// the peer tells within [`PROGRESS_WITHIN`](crate::proto::limits::PROGRESS_WITHIN). Cancel-safe.
+    ///
+    /// # Errors
+    /// [`StreamError`]: it will not.
+    pub async fn unread_below(&self, bytes: usize) -> Result<usize, StreamError> {
+        poll_fn(|cx| {
+            let mut table = self.core().table();
+            if let Some(end) = &table.ended {
+                return Poll::Ready(Err(end.clone().into()));
+            }
+            let unread = table.streams.unread(self.id)?;
+            if unread < bytes {
+                return Poll::Ready(Ok(unread));
+            }
+            if let Some(slot) = table.streams.slot(self.id) {
+                slot.writer = Some(cx.waker().clone());
+            }
+            Poll::Pending
+        })
+        .await
+    }
+
     /// Gives up: the peer sees this code instead of the rest.
     pub fn reset(&mut self, code: StreamCode) {
         if !std::mem::replace(&mut self.ended, true) {
@@ -278,11 +323,34 @@ pub struct StreamRecv {
     /// It was on another path before: what becomes of it may be said beside the path stream.
     carried_on: bool,
     ended: bool,
+    /// It speaks for itself only.
+    apart: bool,
+}
+
+/// On the side that opened a stream: it is not over before this is dropped.
+#[derive(Debug)]
+pub struct StreamLife {
+    core: Arc<Core>,
+    id: u64,
+}
+
+impl Drop for StreamLife {
+    fn drop(&mut self) {
+        let due = self.core.table().streams.over(self.id);
+        self.core.due(due);
+    }
 }
 
 impl StreamRecv {
     pub(super) fn new(path: PathRecv, attached: Arc<Attached>, id: u64, first: Option<Bytes>) -> Self {
-        Self { attached, id, path: Some(path), first, skip: 0, carried_on: false, ended: false }
+        Self { attached, id, path: Some(path), first, skip: 0, carried_on: false, ended: false, apart: false }
+    }
+
+    /// From now on this half speaks for itself only, on the side that opened the stream: the stream is over when what this returns is
+    /// dropped. For those who may still have something to send when they have heard everything.
+    pub fn set_apart(&mut self) -> StreamLife {
+        self.apart = true;
+        StreamLife { core: self.core().clone(), id: self.id }
     }
 
     /// The stream was on another path before anything of it came here.
@@ -463,7 +531,7 @@ fn told(core: &Core, id: u64, cx: &Context<'_>) -> Poll<Option<StreamError>> {
 impl Drop for StreamRecv {
     fn drop(&mut self) {
         let ours = self.core().side().opens(self.id);
-        if ours {
+        if ours && !self.apart {
             let due = self.core().table().streams.over(self.id);
             self.core().due(due);
             return;

@@ -18,6 +18,7 @@ pub mod rate;
 pub mod replay;
 pub mod roster;
 pub mod streams;
+pub mod unread;
 pub mod wire;
 
 #[cfg(test)]

@@ -14,4 +14,5 @@ mod slow;
 mod support;
 mod swarm;
 mod traffic;
+mod tunnels;
 mod wires;

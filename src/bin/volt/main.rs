@@ -17,6 +17,7 @@ mod serve;
 mod services;
 mod signals;
 mod status;
+mod tunnel;
 mod up;
 mod wire;
 
@@ -45,6 +46,8 @@ Examples:
   volt connect volt1… --as bob      hold a session with somebody, by ticket, under a name
   volt call bob greeter/hello '\"me\"'  call a function there
   volt serve greeter/hello --exec 'jq .'   serve one here
+  volt expose ssh 127.0.0.1:22      let others reach a TCP target by name
+  volt forward 2222 bob ssh         bring one of theirs to a local port
 
 Exit codes: 0 done; 1 failed here; 2 bad arguments; 3 the far side answered with an error;
 4 not reached, too late, or outcome unknown; 5 refused by identity or policy; 130 interrupted.";
@@ -83,6 +86,8 @@ enum Command {
     Ping(ping::Ping),
     #[command(subcommand)]
     Wire(wire::Wire),
+    Expose(tunnel::Expose),
+    Forward(tunnel::Forward),
     #[command(subcommand)]
     Policy(policy::Policy),
     Bench(bench::Bench),
@@ -134,6 +139,8 @@ async fn run(context: &Context, command: Command) -> Result<ExitCode, Failure> {
         Command::Services(command) => command.run(context).await?,
         Command::Ping(command) => command.run(context).await?,
         Command::Wire(command) => command.run(context).await?,
+        Command::Expose(command) => command.run(context).await?,
+        Command::Forward(command) => command.run(context).await?,
         Command::Policy(command) => command.run(context).await?,
         Command::Bench(command) => command.run(context)?,
         Command::BenchServer(command) => command.run()?,

@@ -13,9 +13,10 @@ use serde::{Deserialize, Deserializer, de};
 use toml::Spanned;
 use toml::de::DeTable;
 
-use super::{Config, Groups, Limits, PeerRef, Prefix, Profile, RelayMode};
+use super::{Config, Expose, Forward, Groups, Limits, PeerRef, Prefix, Profile, RelayMode};
 use crate::node::home::{Home, files};
 use crate::policy::{Action, Effect, Pattern, Rule, Source, Subject};
+use crate::tunnel::{check_name, check_target, parse_listen};
 
 /// Largest `volt.toml`, in bytes.
 const FILE_BYTES: u64 = 4 << 20;
@@ -113,6 +114,10 @@ struct Written {
     #[serde(default, deserialize_with = "relay")]
     relay: Option<RelayMode>,
     #[serde(default)]
+    expose: Vec<WrittenExpose>,
+    #[serde(default)]
+    forward: Vec<WrittenForward>,
+    #[serde(default)]
     open: bool,
     #[serde(default)]
     exempt: Vec<Parsed<Prefix>>,
@@ -146,6 +151,8 @@ impl Written {
             homes: self.homes.into_iter().map(|peer| peer.0).collect(),
             relays: self.relays.into_iter().map(|peer| peer.0).collect(),
             relay: self.relay,
+            expose: self.expose.into_iter().map(|expose| Expose { name: expose.name.0.0, target: expose.target.0.0 }).collect(),
+            forward: self.forward.into_iter().map(WrittenForward::into_forward).collect(),
             rules: self.rule.into_iter().map(|rule| rule.into_inner().0).collect(),
             groups: self.groups,
             open: self.open,
@@ -179,6 +186,57 @@ impl TryFrom<RuleFields> for WrittenRule {
         };
         let resource = fields.resource.unwrap_or_else(Pattern::everything);
         Rule::new(effect, subject, fields.action, resource, Source::Config).map(Self).map_err(|error| error.to_string())
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WrittenExpose {
+    name: Parsed<TargetName>,
+    target: Parsed<Target>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WrittenForward {
+    listen: Parsed<ForwardListen>,
+    peer: Parsed<PeerRef>,
+    name: Parsed<TargetName>,
+}
+
+impl WrittenForward {
+    fn into_forward(self) -> Forward {
+        Forward { listen: self.listen.0.0, peer: self.peer.0, name: self.name.0.0 }
+    }
+}
+
+struct TargetName(String);
+
+impl FromStr for TargetName {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, &'static str> {
+        check_name(text).map(|()| Self(text.to_owned()))
+    }
+}
+
+struct Target(String);
+
+impl FromStr for Target {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, &'static str> {
+        check_target(text).map(|()| Self(text.to_owned()))
+    }
+}
+
+struct ForwardListen(SocketAddr);
+
+impl FromStr for ForwardListen {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, &'static str> {
+        parse_listen(text).map(Self)
     }
 }
 
@@ -293,6 +351,9 @@ mod tests {
         assert!(config.is_exempt("10.1.2.3".parse().unwrap()) && config.is_exempt("127.0.0.1".parse().unwrap()));
         assert!(!config.is_exempt("192.0.2.1".parse().unwrap()));
         assert!(matches!(config.connect[..], [PeerRef::Id(_)]));
+        assert_eq!(config.expose, [Expose { name: "ssh".into(), target: "127.0.0.1:22".into() }]);
+        assert!(matches!(&config.forward[..], [Forward { peer: PeerRef::Id(_), name, .. }] if name == "postgres"));
+        assert_eq!(config.forward[0].listen, "127.0.0.1:15432".parse().unwrap());
         let members: Vec<_> = config.groups.values().flatten().copied().collect();
         let policy = Policy::new(PolicyInput { rules: config.rules, groups: config.groups, ..Default::default() }).unwrap();
         assert!(members.iter().all(|who| policy.decide(who, Action::Call, "greeter/hello").is_permit()));
@@ -324,6 +385,15 @@ mod tests {
             ("[[rule]]\nallow = \"*\"\naction = \"cal\"", "volt.toml:3:10: `cal` is no action; the actions are connect, call"),
             ("[[rule]]\nallow = \"*\"\naction = \"call\"\nresource = \"greeter\"", "write `greeter/*` for the whole service"),
             ("open = false\n[[rule]]\nallow = \"@pals\"\naction = \"connect\"", "volt.toml:2:1: there is no group `pals`"),
+            ("[[expose]]\nname = \"a b\"\ntarget = \"a:1\"", "volt.toml:2:8: the name of what is exposed is letters"),
+            ("[[expose]]\nname = \"a\"\ntarget = \"a\"", "volt.toml:3:10: a target is HOST:PORT"),
+            ("[[expose]]\nname = \"a\"", "missing field `target`"),
+            (
+                "[[expose]]\nname = \"a\"\ntarget = \"a:1\"\n[[expose]]\nname = \"a\"\ntarget = \"a:2\"",
+                "two are exposed as \"a\": give one of them another name",
+            ),
+            ("[[forward]]\nlisten = \"x\"\npeer = \"bob\"\nname = \"a\"", "volt.toml:2:10: where to listen is PORT"),
+            ("[[forward]]\nlisten = \"1\"\npeer = \"did:key:zz\"\nname = \"a\"", "volt.toml:3:8: "),
             ("name = \"ü\" x", "volt.toml:1:"),
         ];
         for (text, expected) in cases {

@@ -114,6 +114,8 @@ struct Stream<S> {
     carried: u64,
     received: u64,
     ended: bool,
+    /// The peer has read to the end.
+    read: bool,
     stop: Option<u8>,
     reset: Option<u64>,
     news: bool,
@@ -263,6 +265,26 @@ impl<S: Default> Streams<S> {
             Some(Sends::Open | Sends::Finished) => Ok(()),
             Some(Sends::Reset(_)) | None => Err(Ended::Closed),
         }
+    }
+
+    /// Whether the peer has read all that was sent, to its end. Without resumption nobody says so, and nobody has to keep anything for it.
+    ///
+    /// # Errors
+    /// [`Ended`]: it will not.
+    pub fn is_read(&self, id: u64) -> Result<bool, Ended> {
+        self.sends(id)?;
+        let read = |stream: &Stream<S>| stream.state == Sends::Finished && (stream.read || !self.keeps);
+        Ok(self.live.get(&id).is_some_and(read))
+    }
+
+    /// How many bytes the peer has not read of what was sent, as far as it has said. Without resumption it does not: then none.
+    ///
+    /// # Errors
+    /// [`Ended`]: it will read no more of it.
+    pub fn unread(&self, id: u64) -> Result<usize, Ended> {
+        self.sends(id)?;
+        let of = |stream: &Stream<S>| usize::try_from(stream.sending.end() - stream.acked).unwrap_or(usize::MAX);
+        Ok(self.live.get(&id).filter(|_| self.keeps).map_or(0, of))
     }
 
     /// Bytes were handed to the reader.
@@ -574,6 +596,7 @@ impl<S: Default> Stream<S> {
             carried: FREE,
             received: 0,
             ended: false,
+            read: false,
             stop: None,
             reset: None,
             news: false,
@@ -602,6 +625,7 @@ impl<S> Stream<S> {
 
     /// What the peer says of the ends of this stream.
     fn ends(&mut self, standing: &LiveStream, budget: &Budget) {
+        self.read |= standing.ended;
         if let Some(code) = standing.stop {
             self.stopped(code.into(), budget);
         }

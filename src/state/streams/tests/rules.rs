@@ -157,6 +157,38 @@ fn regression_none_of_many_streams_that_are_over_runs_when_it_comes_late() {
 }
 
 #[test]
+fn that_the_peer_has_read_to_the_end_is_known_over_any_number_of_paths() {
+    for by_attach in [false, true] {
+        let (mut opener, mut accepter) = two();
+        let id = opener.open();
+        accepter.accept(id).unwrap();
+        opener.push(id, &Bytes::from_static(b"all"), true).unwrap();
+        let _ = accepter.received(id, 3).unwrap();
+        tell(&mut accepter, &mut opener);
+        assert_eq!(opener.is_read(id), Ok(false), "every byte, but not the end");
+        let _ = accepter.ended(id);
+        if by_attach {
+            attach(1, &mut opener, &mut accepter);
+        } else {
+            tell(&mut accepter, &mut opener);
+        }
+        assert_eq!(opener.is_read(id), Ok(true));
+        let _ = opener.over(id);
+        assert_eq!(opener.is_read(id), Err(Ended::Closed));
+    }
+    // Who reads no more, or says so of a stream that is not finished, has not read to the end.
+    let (mut opener, mut accepter) = two();
+    let (stopped, open) = (opener.open(), opener.open());
+    let said = LiveStream { ended: true, ..standing(open) };
+    opener.told(&Progress { over: Vec::new(), live: vec![said] }, &mut |()| {}).unwrap();
+    assert_eq!(opener.is_read(open), Ok(false));
+    accepter.accept(stopped).unwrap();
+    let _ = accepter.stop(stopped, 4);
+    tell(&mut accepter, &mut opener);
+    assert_eq!(opener.is_read(stopped), Err(Ended::Stopped(4)));
+}
+
+#[test]
 fn without_resumption_nothing_is_kept_or_told_and_a_stream_goes_with_its_halves() {
     let end = |side| Plain::new(side, false, Budget::new(0));
     let (mut opener, mut accepter) = (end(Side::Initiator), end(Side::Acceptor));
