@@ -61,7 +61,7 @@
 //!
 //! # What this version does not do
 //!
-//! It has no relays and does not punch through NATs: one of two nodes must be reachable by the other. Sessions outlive their paths, not
+//! It does not punch through NATs: two nodes of which neither can be dialled speak through a relay. Sessions outlive their paths, not
 //! their processes: when one of the two nodes is restarted, calls in flight end, each with its outcome.
 //!
 //! # Where to read on

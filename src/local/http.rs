@@ -179,6 +179,7 @@ pub async fn status(node: &Node, uptime: Duration) -> Result<NodeStatus, Failure
         slow_polls: counts.slow_polls,
         refused_handshakes: counts.refused_handshakes,
         refused_sessions: counts.refused_sessions,
+        relay: node.relay_counts(),
     })
 }
 

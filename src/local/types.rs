@@ -7,6 +7,7 @@ use data_encoding::HEXLOWER;
 use serde::{Deserialize, Serialize};
 
 use crate::id::NodeId;
+use crate::node::RelayCounts;
 use crate::policy::{Effect, Rule, Verdict};
 use crate::proto::control::SessionId;
 use crate::service::{Found, MethodDescription, Mode, Presence};
@@ -47,6 +48,9 @@ pub struct NodeStatus {
     pub refused_handshakes: u64,
     /// Sessions refused by policy or a limit.
     pub refused_sessions: u64,
+    /// What it carried for others.
+    #[serde(default)]
+    pub relay: RelayCounts,
 }
 
 /// A session that is up or wanted.

@@ -5,6 +5,8 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use super::end::Counts;
 use crate::id::NodeId;
 use crate::proto::limits::Limits;
@@ -15,7 +17,7 @@ use crate::state::rate::Rate;
 const PIECE_BYTES: usize = 16 * 1024;
 
 /// What a relay counted since it was started.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct RelayCounts {
     /// Circuits carried now.

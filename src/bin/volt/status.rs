@@ -85,6 +85,7 @@ impl Status {
             ("sessions", status.sessions.to_string()),
             ("services", list(status.services)),
             ("calls", status.calls.to_string()),
+            ("relayed", format!("{} circuits, {} bytes", status.relay.circuits, status.relay.bytes)),
             ("refused", format!("{} sessions, {} handshakes", status.refused_sessions, status.refused_handshakes)),
             ("handlers", format!("{} panics, {} slow polls", status.panics, status.slow_polls)),
         ];
