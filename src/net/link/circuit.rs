@@ -255,6 +255,11 @@ impl Circuit {
         self.began
     }
 
+    /// The other end is let in.
+    pub(super) fn permit(&self) {
+        self.lanes.permit();
+    }
+
     #[cfg(test)]
     pub(super) fn lanes(&self) -> &Lanes {
         &self.lanes

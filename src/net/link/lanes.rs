@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::future::poll_fn;
 use std::pin::pin;
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::task::Poll;
 use std::time::Duration;
@@ -49,6 +49,30 @@ pub(super) struct Lanes {
     opened: mpsc::UnboundedSender<(Arc<Lane>, u64)>,
     waiting: tokio::sync::Mutex<mpsc::UnboundedReceiver<(Arc<Lane>, u64)>>,
     spare: AtomicU32,
+    /// What the peer may still send before it is let in.
+    early: Early,
+}
+
+/// What has come of a peer that is not let in yet: it has its control stream to say hello on, and no need of more.
+#[derive(Default)]
+struct Early {
+    over: AtomicBool,
+    streams: AtomicUsize,
+    bytes: AtomicUsize,
+}
+
+impl Early {
+    fn came(&self, streams: usize, bytes: usize) -> Result<(), Broken> {
+        if self.over.load(Relaxed) {
+            return Ok(());
+        }
+        let streams = self.streams.fetch_add(streams, Relaxed) + streams;
+        let bytes = self.bytes.fetch_add(bytes, Relaxed) + bytes;
+        match streams > limits::STRANGER_STREAMS as usize || bytes > limits::STRANGER_WINDOW_BYTES as usize {
+            true => Err(Broken::Early),
+            false => Ok(()),
+        }
+    }
 }
 
 #[derive(Default)]
@@ -106,7 +130,13 @@ impl Lanes {
             opened,
             waiting: tokio::sync::Mutex::new(waiting),
             spare: AtomicU32::new(SPARE_RECORDS),
+            early: Early::default(),
         })
+    }
+
+    /// The peer is let in: the bounds of a stranger are lifted.
+    pub(super) fn permit(&self) {
+        self.early.over.store(true, Relaxed);
     }
 
     /// Opens a path stream. Waits while too many are live. Cancel-safe.
@@ -187,7 +217,10 @@ impl Lanes {
                     biased;
                     Some(_) = heads.join_next() => {}
                     Some(carried) = streams.recv() => {
-                        let halves = circuit.upgrade().map(|circuit| circuit.carried(carried));
+                        let halves = circuit.upgrade().map(|circuit| {
+                            self.early.came(1, 0).map_err(|broken| PathError::Lost(circuit.broken(&broken.to_string())))?;
+                            circuit.carried(carried)
+                        });
                         // More than these are given up, as if there were no credit for them.
                         if let Some(Ok(halves)) = halves && heads.len() < limits::STREAMS as usize {
                             heads.spawn(self.clone().sort(circuit.clone(), halves));
@@ -302,6 +335,7 @@ impl Lanes {
         let mut left = RECORDS;
         while let Some(record) = recv.read().await? {
             left -= 1;
+            self.early.came(0, record.len())?;
             let near = left < self.spare.load(Relaxed);
             let (read, opened) = lane.with(|table| {
                 if near {

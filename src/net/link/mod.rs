@@ -193,8 +193,9 @@ impl Link {
 
     /// Lifts the bounds of a stranger: the peer may open as many streams as a permitted one.
     pub fn permit(&self) {
-        if let Own(link) = &self.0 {
-            link.permit();
+        match &self.0 {
+            Own(link) => link.permit(),
+            Relayed(circuit) => circuit.permit(),
         }
     }
 

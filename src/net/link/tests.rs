@@ -111,7 +111,7 @@ async fn circuit(meddle: Meddle) -> Result<Ends2, CircuitError> {
     circuit_held(meddle, at_once()).await
 }
 
-async fn circuit_held(meddle: Meddle, hold: Hold) -> Result<Ends2, CircuitError> {
+async fn strangers(meddle: Meddle, hold: Hold) -> Result<Ends2, CircuitError> {
     let keys = [SecretKey::generate(), SecretKey::generate(), SecretKey::generate()];
     let ids = keys.each_ref().map(SecretKey::id);
     let endpoints = keys.each_ref().map(endpoint);
@@ -137,6 +137,14 @@ async fn circuit_held(meddle: Meddle, hold: Hold) -> Result<Ends2, CircuitError>
     let (a, b) = (a?, b?);
     assert_eq!((a.peer(), b.peer()), (ids[2], ids[0]));
     Ok(Ends2 { a: Link::relayed(a), b: Link::relayed(b), _endpoints: endpoints.into(), legs: [a_leg, b_leg] })
+}
+
+/// The same, and each end lets the other in.
+async fn circuit_held(meddle: Meddle, hold: Hold) -> Result<Ends2, CircuitError> {
+    let ends = strangers(meddle, hold).await?;
+    ends.a.permit();
+    ends.b.permit();
+    Ok(ends)
 }
 
 fn faithful(_: usize, bytes: Bytes) -> Bytes {
@@ -264,4 +272,26 @@ async fn a_carrier_that_meddles_with_the_handshake_gets_no_circuit() {
         bytes.into()
     }
     assert!(soon(circuit(flips)).await.is_err());
+}
+
+#[tokio::test]
+async fn who_is_not_let_in_yet_has_a_stream_to_say_hello_on_and_little_more() {
+    let ends = soon(strangers(faithful, at_once())).await.unwrap();
+    let (mut send, _recv) = soon(ends.a.open()).await.unwrap();
+    send.urgent();
+    send.write(vec![1; 60_000].into()).await.unwrap();
+    let (_b_send, mut b_recv) = soon(ends.b.accept()).await.unwrap();
+    assert!(soon(b_recv.read()).await.unwrap().is_some());
+    assert_eq!(ends.b.lost(), None);
+    let mut more = Vec::new();
+    while ends.b.lost().is_none() {
+        let Ok((mut send, recv)) = soon(ends.a.open()).await else { break };
+        if send.write(vec![2; 3_000].into()).await.is_err() {
+            break;
+        }
+        more.push((send, recv));
+        assert!(more.len() < 1_000, "somebody who is not let in says what he likes");
+        tokio::task::yield_now().await;
+    }
+    assert!(matches!(soon(ends.b.closed()).await, LostReason::Transport(_)));
 }

@@ -51,6 +51,9 @@ pub enum Broken {
     /// Too many lanes, or one that was there before.
     #[error("lane {0} cannot be")]
     Lane(u64),
+    /// More than whoever is not let in yet may say.
+    #[error("the other end said too much before it was let in")]
+    Early,
 }
 
 #[cfg(test)]
