@@ -291,7 +291,8 @@ impl Case {
             _ => return None,
         };
         let old = self.old.as_ref().and_then(|old| old.1.get(way.0)).map(|old| old.bytes[usize::from(way.1)].clone());
-        Some(Edit::new(plan, at, old.unwrap_or_default()))
+        let make = if plan.of_records { Edit::of_records } else { Edit::new };
+        Some(make(plan, at, old.unwrap_or_default()))
     }
 }
 

@@ -116,6 +116,8 @@ pub struct Plan {
     pub seed: u64,
     pub deed: Deed,
     pub way: Way,
+    /// Whether whole records are counted below, not bytes. Never of the control stream.
+    pub of_records: bool,
     /// How many bytes pass before.
     pub at: usize,
     /// Of how many bytes it is.
@@ -160,11 +162,22 @@ impl Plan {
             }
             _ => ((another, !way.1), 0),
         };
-        let most = if random.random() { 40 } else { sealed };
+        let of_records = way.0 > 0 && random.random();
+        let most = match of_records {
+            true => 2,
+            false if random.random() => 40,
+            false => sealed,
+        };
+        // Few records: each has as many bytes as were said at once.
+        let (at, other) = match of_records {
+            true => (at * 4 / sealed.max(1) * usize::from(random.random::<bool>()), (other.0, 0)),
+            false => (at, other),
+        };
         Self {
             seed,
             deed,
             way,
+            of_records,
             at,
             length: random.random_range(1..=most),
             next_length: random.random_range(1..=most),
