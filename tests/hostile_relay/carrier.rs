@@ -109,7 +109,11 @@ impl Case {
 
     /// It is over: nothing of it runs on.
     pub fn stop(&self) {
-        self.tasks.lock().unwrap().abort_all();
+        let mut tasks = self.tasks.lock().unwrap();
+        while let Some(ended) = tasks.try_join_next() {
+            ended.unwrap_or_else(|error| panic!("the carrier failed, at {:?}: {error}", self.plan));
+        }
+        tasks.abort_all();
         self.bench.forget(self.legs);
     }
 

@@ -102,8 +102,8 @@ impl Edit {
         loop {
             let Some(records) = &mut self.records else { return (out, Next::Go, Vec::new()) };
             let Some((number, record)) = records.next() else { return (out, Next::Go, Vec::new()) };
-            let (at, first) = (records.at, records.at + records.length);
-            let second = first + records.next_length;
+            let (at, first) = (records.at, records.at.saturating_add(records.length));
+            let second = first.saturating_add(records.next_length);
             match self.deed {
                 Deed::Drop if (at..first).contains(&number) => self.changed = true,
                 Deed::Repeat if (at..first).contains(&number) => {
