@@ -63,6 +63,24 @@ async fn both_begin(case: &Arc<Case>) -> Option<[Begun; 2]> {
     Some([a, b])
 }
 
+/// A carrier says the same number twice, before any record of it has come. What the accepting end then says on the two, as it came to the
+/// carrier; nothing of what it did not let be said.
+pub async fn answers_of_a_number_said_twice(bench: &Arc<Bench>, plan: Plan, answers: [&'static [u8]; 2]) -> Vec<Vec<u8>> {
+    let leg = bench.leg_number();
+    let case = Case::new(bench, plan, [leg, leg]);
+    let [_a, b] = both_begin(&case).await.unwrap();
+    let b = voltmesh::net::Link::relayed(b.unwrap());
+    let mut said = Vec::new();
+    for answer in answers {
+        let (_send, mut recv) = bench.open(B, crate::bench::Head::stream(leg, 0)).await.unwrap();
+        let Ok((mut send, _recv)) = b.accept().await else { break };
+        send.write(Bytes::from_static(answer)).await.unwrap();
+        said.push(recv.read().await.unwrap().unwrap().to_vec());
+    }
+    case.stop();
+    said
+}
+
 async fn after_handshake(case: &Arc<Case>, begun: [Begun; 2]) -> Outcome {
     let ids = [B, A].map(|site| case.bench.sites[site].id);
     let mut accepted = Vec::new();
