@@ -90,6 +90,7 @@ pub mod net;
 pub mod node;
 pub mod policy;
 pub mod proto;
+pub(crate) mod relay;
 #[doc(hidden)]
 pub mod seal;
 pub mod service;

@@ -238,8 +238,9 @@ async fn a_stream_with_a_wrong_head_is_refused_and_the_session_lives() {
     let refused = [
         (wrong_kind(0), StreamCode::Kind),
         (wrong_kind(1), StreamCode::Kind),
-        (wrong_kind(3), StreamCode::Kind),
-        (wrong_kind(4), StreamCode::Kind),
+        // A circuit's opening that is none, and a stream of a circuit that is not there.
+        (wrong_kind(3), StreamCode::Protocol),
+        (wrong_kind(4), StreamCode::PathLeft),
         (wrong_kind(255), StreamCode::Kind),
         (purpose, StreamCode::Kind),
         (notices, StreamCode::Kind),

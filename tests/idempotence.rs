@@ -404,7 +404,7 @@ async fn at(address: std::net::SocketAddr, key: &SecretKey, bank: &Bank) -> Node
 #[tokio::test]
 async fn a_marked_call_is_sent_again_to_a_callee_that_was_restarted_and_has_forgotten() {
     let (bank, key) = (Bank::new(0), SecretKey::generate());
-    let Pair { a, b, to_b, to_a } = join(open_node(echo()).await, at(loopback(), &key, &bank).await).await;
+    let Pair { a, b, to_b, to_a, .. } = join(open_node(echo()).await, at(loopback(), &key, &bank).await).await;
     let address = b.listening()[0];
     let mut call = Box::pin(to_b.request("bank/pay").idempotent().unary::<_, (u32, u64)>(&100u64));
     until_polling(&mut call, || bank.begun() == 1).await;

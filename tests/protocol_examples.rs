@@ -3,14 +3,16 @@
 
 use std::net::SocketAddr;
 
+use voltmesh::id::NodeId;
 use voltmesh::proto::body::{self, ContentType};
 use voltmesh::proto::call::{Header, Shape, Tag};
+use voltmesh::proto::circuit::{Answer, Open, Refusal, Refused};
 use voltmesh::proto::codec::{decode, encode};
 use voltmesh::proto::control::{Attach, BootId, Control, Goodbye, Hello, LiveStream, Profile, Progress, Role, Run, SessionId};
 use voltmesh::proto::frame::{put_frame, put_message};
 use voltmesh::proto::limits;
 use voltmesh::proto::status::{Code, Status};
-use voltmesh::proto::stream::{Head, Purpose};
+use voltmesh::proto::stream::{Head, Kind, Purpose};
 use voltmesh::proto::{directory, wire};
 
 const PAGE: &str = include_str!("../src/guide/protocol.md");
@@ -187,6 +189,18 @@ fn the_chunks_on_the_page_are_those_written() {
 }
 
 #[test]
+fn the_opening_of_a_circuit_on_the_page_is_the_one_written_and_so_is_the_refusal() {
+    let mut bytes = vec![Kind::CircuitControl as u8];
+    let open = Open { leg: 6, circuit: [0xc1; 16], route: vec![NodeId::from_bytes([2; 32])] };
+    put_message(&mut bytes, &open);
+    // Which TLS begins with.
+    bytes.extend([0x16, 3, 1]);
+    bytes.push(Answer::Refused as u8);
+    put_message(&mut bytes, &Refused { by: NodeId::from_bytes([9; 32]), why: Refusal::TooMany });
+    assert_eq!(example("## Circuits"), bytes);
+}
+
+#[test]
 fn the_bounds_on_the_page_are_those_in_force() {
     let (_, bounds) = PAGE.split_once("## Bounds").unwrap();
     let row = |name: &str| {
@@ -231,6 +245,9 @@ fn the_bounds_on_the_page_are_those_in_force() {
         ("name of a wire", limits::WIRE_NAME_BYTES),
         ("publishers a wire knows", limits::WIRE_PUBLISHERS),
         ("visitors of one identity", limits::VISITORS),
+        ("relays that a circuit goes through", limits::RELAYS_IN_A_ROW),
+        ("streams of a circuit, each way", limits::CIRCUIT_STREAMS as usize),
+        ("circuits whose handshake is under way at their far end, from one link", limits::CIRCUITS_BEGINNING),
     ];
     let times = [
         ("the handshake", limits::HANDSHAKE),
@@ -239,6 +256,7 @@ fn the_bounds_on_the_page_are_those_in_force() {
         ("an attach, after the hellos", limits::HELLO),
         ("an answer of the path, while something is outstanding", limits::ANSWER_BOUND),
         ("another path, for a session that lost its last", limits::RESUME_WINDOW),
+        ("an answer on a circuit that a relay opens", limits::CIRCUIT_HALF_OPEN),
         ("the end of calls in flight when a node goes down", limits::DRAIN),
         ("the answer to a unary call that names no deadline", limits::CALL_DEADLINE),
     ];

@@ -18,7 +18,7 @@ use voltmesh::node::{ConnectError, Events};
 use voltmesh::policy::{Action, Effect, Pattern, Rule, Source, Subject};
 use voltmesh::proto::close::CloseCode;
 use voltmesh::proto::status::{Code, Status};
-use voltmesh::session::{DisconnectReason, SessionState, Unreached, WaitError};
+use voltmesh::session::{DisconnectReason, SessionState, Unreached, WaitError, Where};
 use voltmesh::{CallError, Event, Node, Service, Session};
 
 /// Everything a node has told so far.
@@ -272,7 +272,7 @@ async fn what_is_wanted_named_and_ruled_survives_a_restart() {
     let mut at_a = a.events();
     soon(a.connect(b.ticket())).await.unwrap();
     connected(&mut at_a, b.id()).await;
-    a.remember(b.id(), b.ticket().addresses, Some(name)).await.unwrap();
+    a.remember(b.id(), Where::from(&b.ticket()), Some(name)).await.unwrap();
     let deny = rule(Effect::Deny, b.id(), Action::Call, "echo/sum");
     assert!(a.add_rule(deny.clone()).await.unwrap());
     soon(a.shutdown()).await;

@@ -3,11 +3,13 @@
 //! Source: W3C CCG, "The did:key Method v0.7": `did:key:` + multibase base58btc (`z`) of the multicodec prefix 0xed 0x01 and
 //! the 32 bytes of the key. Only this one form is read; a DID URL with a path, query or fragment is refused.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
 
 use aws_lc_rs::signature::{ED25519, UnparsedPublicKey};
 use bincode::{Decode, Encode};
+use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 /// What comes before the base58 text; `z` is multibase's sign for base58btc.
@@ -185,6 +187,20 @@ const fn last(first: &[u8; 1], fill: u8, end: u8) -> [u8; 32] {
     bytes[0] = first[0];
     bytes[31] = end;
     bytes
+}
+
+impl JsonSchema for NodeId {
+    fn schema_name() -> Cow<'static, str> {
+        "NodeId".into()
+    }
+
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        String::json_schema(generator)
+    }
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::failure::Failure;
 use super::lines::CallLine;
-use super::peers::{self, Guest, Guests, resolve};
+use super::peers::{self, Guest, Guests, resolve_via};
 use super::types::CallHead;
 use crate::proto::body::ContentType;
 use crate::proto::call::Shape;
@@ -66,7 +66,7 @@ enum Callee {
 
 async fn callee(node: &Node, guests: &Guests, head: &CallHead, within: Duration) -> Result<Callee, Failure> {
     let Some((name, at)) = peers::service(&head.peer) else {
-        let target = resolve(node, &head.peer).await?;
+        let target = resolve_via(node, &head.peer, &head.via).await?;
         return Ok(Callee::Peer(guests.session(node, &target, within, head.fail_fast).await?));
     };
     peers::check_callee(&head.peer)?;
@@ -74,7 +74,7 @@ async fn callee(node: &Node, guests: &Guests, head: &CallHead, within: Duration)
         return Err(Failure::usage(format!("{} is no method of the service {name:?}", head.method)));
     }
     let Some(peer) = at else { return Ok(Callee::Service(node.providers_of(name)?, None)) };
-    let target = resolve(node, peer).await?;
+    let target = resolve_via(node, peer, &head.via).await?;
     let guest = guests.session(node, &target, within, head.fail_fast).await?;
     Ok(Callee::Service(node.providers(name, guest.session())?, Some(guest)))
 }

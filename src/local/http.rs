@@ -227,7 +227,7 @@ async fn post_disconnect(State(api): State<Arc<Api>>, body: Sent) -> Response {
 async fn post_ping(State(api): State<Arc<Api>>, body: Sent) -> Response {
     let done = async {
         let request: PeerRequest = read(body)?;
-        peers::ping(&api.node, &api.guests, &request.peer, Duration::from_millis(request.timeout_ms)).await
+        peers::ping(&api.node, &api.guests, &request.peer, &request.via, Duration::from_millis(request.timeout_ms)).await
     };
     answer(done.await)
 }

@@ -1,28 +1,28 @@
 //! Which peer is meant, and a session with it: kept for good, or for as long as one call needs it.
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::failure::{Cause, Failure};
 use super::types::{ConnectRequest, Connected, Pong, ServicesRequest, millis};
 use crate::Node;
-use crate::id::NodeId;
+use crate::id::{NodeId, Relay};
 use crate::node::config::PeerRef;
 use crate::node::store::PeerName;
 use crate::proto::directory::is_name;
+use crate::proto::limits::RELAYS_IN_A_ROW;
 use crate::proto::status::Code;
 use crate::service::Search;
-use crate::session::{Session, SessionState};
+use crate::session::{Session, SessionState, Via, Where};
 
 /// A peer that is meant, and where it may be.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
     /// Who it is.
     pub id: NodeId,
-    /// Where it may be dialled, besides what the node knows.
-    pub addresses: Vec<SocketAddr>,
+    /// Where it may be, besides what the node knows.
+    pub at: Where,
 }
 
 /// Reads which peer a text means: a `did:key:…`, a ticket, or a name this node's owner gave.
@@ -31,18 +31,41 @@ pub struct Target {
 /// [`Failure`] of the cause [`Cause::Usage`] for text that means nobody.
 pub async fn resolve(node: &Node, text: &str) -> Result<Target, Failure> {
     let target = match parse(text)? {
-        PeerRef::Ticket(ticket) => Target { id: ticket.id, addresses: ticket.addresses.clone() },
+        PeerRef::Ticket(ticket) => Target { id: ticket.id, at: Where::from(&*ticket) },
         PeerRef::Id(id) => {
             let known = node.peers().await?.into_iter().find(|peer| peer.id == id && !peer.visitor);
-            Target { id, addresses: known.map(|peer| peer.addresses).unwrap_or_default() }
+            Target { id, at: Where::at(&known.map(|peer| peer.addresses).unwrap_or_default()) }
         }
         PeerRef::Name(name) => {
             let peer = node.named(name.as_str()).await?.ok_or_else(|| unknown_name(&name))?;
-            Target { id: peer.id, addresses: peer.addresses }
+            Target { id: peer.id, at: peer.at() }
         }
     };
     if target.id == node.id() {
         return Err(Failure::usage("that is this node itself").hint("use the ticket, id or name of another one"));
+    }
+    Ok(target)
+}
+
+/// The same, to be reached by way of these relays, one after the other, if it is not connected yet.
+///
+/// # Errors
+/// As [`resolve`], of the relays too.
+pub async fn resolve_via(node: &Node, text: &str, via: &[String]) -> Result<Target, Failure> {
+    let mut target = resolve(node, text).await?;
+    if via.len() > RELAYS_IN_A_ROW {
+        return Err(Failure::usage(format!("at most {RELAYS_IN_A_ROW} relays in a row, and these are {}", via.len())));
+    }
+    let mut hops = Vec::with_capacity(via.len());
+    for relay in via {
+        let Target { id, at } = resolve(node, relay).await?;
+        if id == target.id || hops.iter().any(|hop: &Relay| hop.id == id) {
+            return Err(Failure::usage(format!("the way to {text} goes in a circle: {relay} is on it twice")));
+        }
+        hops.push(Relay { id, addresses: at.addresses });
+    }
+    if !hops.is_empty() {
+        target.at = Where { only: Some(Via::new(hops)), ..Where::default() };
     }
     Ok(target)
 }
@@ -143,9 +166,9 @@ impl Guests {
         let there = node.session(target.id).filter(|session| session.state() != SessionState::Idle);
         let (session, held) = match there {
             Some(session) if !self.holds(target.id) => {
-                if session.state() == SessionState::Connecting && !target.addresses.is_empty() {
+                if session.state() == SessionState::Connecting && target.at != Where::default() {
                     // It is wanted already, and perhaps this is where it is.
-                    node.hold(target.id, &target.addresses);
+                    node.hold_at(target.id, &target.at);
                 }
                 (session, None)
             }
@@ -155,7 +178,7 @@ impl Guests {
         let guest = Guest { session, held };
         match guest.session.state() {
             SessionState::Connected => {}
-            _ if own => drop(node.connect_to(target.id, &target.addresses, within).await?),
+            _ if own => drop(node.connect_at(target.id, &target.at, within).await?),
             _ if fail_fast => {
                 let failure = Failure::from(crate::CallError::NotSent("the peer is not connected".into()));
                 return Err(failure);
@@ -176,7 +199,7 @@ impl Guests {
 
     fn hold(&self, node: &Node, target: &Target) -> Session {
         *self.lock().entry(target.id).or_default() += 1;
-        node.hold(target.id, &target.addresses)
+        node.hold_at(target.id, &target.at)
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<NodeId, usize>> {
@@ -193,11 +216,11 @@ pub async fn connect(node: &Node, guests: &Guests, request: &ConnectRequest) -> 
     let target = resolve(node, &request.peer).await?;
     let name = request.name.as_deref().map(str::parse::<PeerName>).transpose().map_err(Failure::usage)?;
     if request.remember {
-        node.remember(target.id, target.addresses.clone(), name).await?;
+        node.remember(target.id, target.at.clone(), name).await?;
     }
     guests.forget(target.id);
-    node.hold(target.id, &target.addresses);
-    let came_up = node.connect_to(target.id, &target.addresses, Duration::from_millis(request.wait_ms)).await;
+    node.hold_at(target.id, &target.at);
+    let came_up = node.connect_at(target.id, &target.at, Duration::from_millis(request.wait_ms)).await;
     let known = node.peers().await?.into_iter().find(|peer| peer.id == target.id && !peer.visitor);
     let name = known.and_then(|peer| peer.name);
     let failure = match came_up {
@@ -227,10 +250,11 @@ pub async fn disconnect(node: &Node, guests: &Guests, peer: &str) -> Result<Node
 ///
 /// # Errors
 /// [`Failure`]: no such peer, refused, or no answer in time.
-pub async fn ping(node: &Node, guests: &Guests, peer: &str, within: Duration) -> Result<Pong, Failure> {
+pub async fn ping(node: &Node, guests: &Guests, peer: &str, via: &[String], within: Duration) -> Result<Pong, Failure> {
     let until = Instant::now() + within;
-    let target = resolve(node, peer).await?;
+    let target = resolve_via(node, peer, via).await?;
     let guest = guests.session(node, &target, within, false).await?;
     let round_trip = guest.session().ping(until.saturating_duration_since(Instant::now())).await?;
-    Ok(Pong { rtt_ms: millis(round_trip), path: crate::session::PathKind::Direct.to_string() })
+    let path = guest.session().path().map(|path| path.to_string()).unwrap_or_default();
+    Ok(Pong { rtt_ms: millis(round_trip), path })
 }

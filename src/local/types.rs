@@ -379,6 +379,9 @@ pub struct PeerRequest {
     /// How long it may take, in milliseconds.
     #[serde(default = "ten_seconds")]
     pub timeout_ms: u64,
+    /// Relays, one after the other, by which to reach the peer, if it is not connected yet.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub via: Vec<String>,
 }
 
 /// A round trip.
@@ -413,6 +416,9 @@ pub struct CallHead {
     /// Calls with the same key are one call.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idempotency_key: Option<String>,
+    /// Relays, one after the other, by which to reach the peer, if it is not connected yet.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub via: Vec<String>,
 }
 
 /// A method to serve: the first line of its request.

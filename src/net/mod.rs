@@ -13,6 +13,6 @@ pub(crate) mod tls;
 mod watch;
 
 pub use endpoint::{BindError, Bounds, DialError, Endpoint, RestartKeys, Transport};
-pub use link::{Circuit, CircuitError, Leg, LegStreams, Link, LostReason, PathError, PathRecv, PathSend};
+pub use link::{Circuit, CircuitError, Leg, LegStreams, Link, LostReason, OneMore, PathError, PathRecv, PathSend, Surroundings};
 pub use runtime::Network;
 pub use watch::{Change, Watch};

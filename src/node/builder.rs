@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use zeroize::Zeroizing;
 
-use super::config::{Config, DEFAULT_LISTEN, PeerRef};
+use super::config::{Config, DEFAULT_LISTEN, PeerRef, RelayMode};
 use super::doors::Doors;
 use super::home::{Home, Lock, files};
 use super::restart::{List, Listed};
@@ -14,9 +14,11 @@ use super::rules::Rules;
 use super::store::{self, Store};
 use super::{Before, BindError, Node, Parts, Wanted};
 use crate::id::{SecretKey, Ticket, keyfile};
+use crate::net::ends::EndsConfig;
 use crate::net::{self, Bounds, Endpoint, Network, RestartKeys, Transport};
 use crate::policy::{PolicyInput, Rule};
 use crate::proto::control::{BootId, Profile, Role};
+use crate::relay::Relays;
 use crate::service::{Registry, Server, Service};
 use crate::session::{Hub, Own};
 use crate::wire::Wires;
@@ -120,6 +122,24 @@ impl Builder {
         self
     }
 
+    /// Keeps a session with this relay from the start: the node is reached through it where it cannot be dialled, and reaches others
+    /// through it. Its tickets name it. Several may be given, the preferred one first.
+    pub fn home_relay(self, ticket: Ticket) -> Self {
+        self.home_relay_at(PeerRef::Ticket(Box::new(ticket)))
+    }
+
+    /// The same, with a relay that is known by its id, or by the name this node's owner gave it.
+    pub fn home_relay_at(mut self, relay: PeerRef) -> Self {
+        self.config.relays.push(relay);
+        self
+    }
+
+    /// Carries circuits for others, who may not read what is on them.
+    pub fn relay(mut self, mode: RelayMode) -> Self {
+        self.config.relay = Some(mode);
+        self
+    }
+
     /// Whether the node watches this machine's interfaces, addresses and routes, and its sleep, and tries at once what they may
     /// have changed. It does, unless told otherwise; without it a change is noticed when paths stop answering, or when
     /// [`Node::network_changed`] says so.
@@ -170,6 +190,7 @@ impl Builder {
             rules: config.rules.drain(..).chain(stored_rules).collect(),
             groups: std::mem::take(&mut config.groups),
             open: config.open,
+            relay: config.relay,
             ..PolicyInput::default()
         })?;
         let registry = Registry::default();
@@ -200,13 +221,15 @@ impl Builder {
             Arc::new(Server::new(own.id, registry, runtime, network, config.limits.call_deadline_max))
         };
         let wires = Arc::new(kept.wires(&network).await?);
-        let doors = Doors { server: server.clone(), wires: wires.clone() };
+        let ends = EndsConfig::new(&kept.key).map_err(|error| BindError::System(error.to_string()))?;
+        let relays = Relays::new(own.id, ends, &config.limits);
+        let doors = Doors { server: server.clone(), wires: wires.clone(), relays: relays.clone() };
         let (hub, tasks) = Hub::new(own, endpoint, rules.handle().clone(), Arc::new(doors));
         server.directory().tell_to(hub.teller());
         let (home, store, lock) = (kept.home, kept.store, kept.lock);
         let before = Before { peers: kept.stored_peers, sessions: kept.sessions };
-        let parts = Parts { hub, rules, registry, server, wires, network, home, store, lock, watch_network, before };
-        let peers = Wanted { connect: config.connect, mirror: config.mirror, homes: config.homes };
+        let parts = Parts { hub, rules, registry, server, wires, relays, network, home, store, lock, watch_network, before };
+        let peers = Wanted { connect: config.connect, mirror: config.mirror, homes: config.homes, relays: config.relays };
         Node::start(parts, tasks, peers).await
     }
 }
@@ -226,6 +249,8 @@ fn overlay(file: Option<Config>, asked: Config) -> Config {
         connect: file.connect.into_iter().chain(asked.connect).collect(),
         mirror: file.mirror.into_iter().chain(asked.mirror).collect(),
         homes: file.homes.into_iter().chain(asked.homes).collect(),
+        relays: asked.relays.into_iter().chain(file.relays).collect(),
+        relay: asked.relay.or(file.relay),
         rules: file.rules.into_iter().chain(asked.rules).collect(),
         groups: file.groups,
         open: file.open || asked.open,

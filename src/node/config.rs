@@ -10,12 +10,12 @@ use std::path::PathBuf;
 pub use file::ConfigError;
 pub use peer_ref::{PeerRef, PeerRefError};
 
-pub use crate::policy::Groups;
 use crate::policy::Rule;
+pub use crate::policy::{Groups, RelayMode};
 pub use crate::proto::control::Profile;
 pub use crate::proto::duration::{DurationError, parse_duration};
 pub use crate::proto::limits::Limits;
-use crate::proto::limits::NAME_BYTES;
+use crate::proto::limits::{NAME_BYTES, RELAYS};
 pub use crate::state::prefix::{Prefix, PrefixError};
 
 /// Where a node listens unless told otherwise: every address, IPv6 and IPv4. Where there is no IPv6 it is `0.0.0.0`, and if
@@ -57,6 +57,11 @@ pub struct Config {
     /// Peers in whose directories a service is looked up that this node's own does not have, by its name alone. Sessions with them are
     /// held. At most [`CONNECT`].
     pub homes: Vec<PeerRef>,
+    /// Relays to keep sessions with: this node is reached through them where it cannot be dialled, and reaches others through them. The
+    /// preferred one first; at most [`RELAYS`](crate::proto::limits::RELAYS).
+    pub relays: Vec<PeerRef>,
+    /// For whom this node carries circuits. `None`, the default: for those only whom rules about `relay` permit it.
+    pub relay: Option<RelayMode>,
     /// The rules of the configuration, each of [`Source::Config`](crate::policy::Source::Config).
     pub rules: Vec<Rule>,
     /// The groups that rules may name.
@@ -79,6 +84,8 @@ impl Default for Config {
             connect: Vec::new(),
             mirror: Vec::new(),
             homes: Vec::new(),
+            relays: Vec::new(),
+            relay: None,
             rules: Vec::new(),
             groups: Groups::new(),
             open: false,
@@ -107,6 +114,7 @@ impl Config {
             ("connect", self.connect.len(), CONNECT),
             ("mirror", self.mirror.len(), CONNECT),
             ("homes", self.homes.len(), CONNECT),
+            ("relays", self.relays.len(), RELAYS),
             ("exempt", self.exempt.len(), EXEMPT + 2),
         ];
         if let Some((field, got, most)) = counts.into_iter().find(|(_, got, most)| got > most) {

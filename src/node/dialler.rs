@@ -12,8 +12,7 @@ use super::rules::Rules;
 use crate::id::NodeId;
 use crate::net::Network;
 use crate::proto::limits::Limits;
-use crate::service::Dialler;
-use crate::session::{Hub, Session};
+use crate::session::{Dialler, Hub, Session, Where};
 
 /// Sessions held for others. Clones share it.
 #[derive(Clone)]
@@ -47,8 +46,8 @@ impl Borrowed {
     }
 }
 
-impl Dialler for Borrowed {
-    fn hold(&self, id: NodeId, addresses: &[SocketAddr]) -> Option<Session> {
+impl Borrowed {
+    fn hold_at(&self, id: NodeId, at: &Where) -> Option<Session> {
         if id == self.hub.own().id {
             return None;
         }
@@ -57,12 +56,22 @@ impl Dialler for Borrowed {
         let held = sessions.entry(id).or_insert(Held { times: 0, only_here: !wanted });
         held.times += 1;
         self.rules.dial(id);
-        Some(Session::new(self.hub.clone(), self.hub.want(id, addresses)))
+        Some(Session::new(self.hub.clone(), self.hub.want(id, at)))
+    }
+}
+
+impl Dialler for Borrowed {
+    fn hold(&self, id: NodeId, addresses: &[SocketAddr]) -> Option<Session> {
+        self.hold_at(id, &Where::at(addresses))
+    }
+
+    fn hold_hop(&self, id: NodeId, addresses: &[SocketAddr]) -> Option<Session> {
+        self.hold_at(id, &Where { hop: true, ..Where::at(addresses) })
     }
 
     fn found(&self, id: NodeId, addresses: &[SocketAddr]) {
         if self.lock().contains_key(&id) {
-            self.hub.want(id, addresses);
+            self.hub.want(id, &Where::at(addresses));
         }
     }
 

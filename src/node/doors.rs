@@ -1,18 +1,25 @@
 //! What peers ask of a node that is no matter of the session's, handed to the room that answers it.
 
 use std::any::{Any, TypeId};
+use std::pin::Pin;
 use std::sync::Arc;
 
+use bytes::Bytes;
+
+use crate::id::NodeId;
+use crate::net::{Link, PathRecv, PathSend};
 use crate::proto::close::StreamCode;
-use crate::proto::stream::Purpose;
+use crate::proto::stream::{Kind, Purpose};
+use crate::relay::Relays;
 use crate::service::Server;
-use crate::session::{Acceptor, Attached, Core, Serving, StreamRecv, StreamSend};
+use crate::session::{Acceptor, Attached, Core, Serving, StreamRecv, StreamSend, Via};
 use crate::wire::Wires;
 
 /// Everything a node serves with.
 pub(super) struct Doors {
     pub server: Arc<Server>,
     pub wires: Arc<Wires>,
+    pub relays: Relays,
 }
 
 impl Acceptor for Doors {
@@ -29,6 +36,15 @@ impl Acceptor for Doors {
                 recv.stop(StreamCode::Kind);
             }),
         }
+    }
+
+    fn circuit(&self, on: Arc<Attached>, kind: Kind, send: PathSend, recv: PathRecv, first: Bytes) -> Serving {
+        self.relays.serve(on, kind, send, recv, first)
+    }
+
+    fn begin(&self, via: Via, to: NodeId) -> Pin<Box<dyn Future<Output = Result<Link, String>> + Send>> {
+        let relays = self.relays.clone();
+        Box::pin(async move { relays.begin(&via, to).await.map_err(|error| error.to_string()) })
     }
 
     fn attached(&self, attached: &Arc<Attached>, resumed: bool) -> Option<Serving> {

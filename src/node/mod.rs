@@ -7,6 +7,7 @@ pub mod config;
 mod dialler;
 mod doors;
 mod error;
+mod finding;
 pub mod home;
 mod restart;
 mod rules;
@@ -24,6 +25,7 @@ use tokio::task::JoinHandle;
 pub use addresses::reachable;
 pub use builder::Builder;
 pub use error::{BindError, ConnectError, RuleError};
+pub use finding::{Located, LocatedRelay};
 
 use self::config::PeerRef;
 use self::dialler::Borrowed;
@@ -31,12 +33,14 @@ use self::home::{Home, Lock, files};
 use self::restart::{List, Listed, Untold};
 use self::rules::Rules;
 use self::store::{PeerName, Store};
-use crate::id::{NodeId, Ticket};
+use crate::id::{NodeId, Relay, Ticket};
 use crate::net::{Network, Watch};
 use crate::policy::{PolicyHandle, Rule};
 use crate::proto::close::CloseCode;
+use crate::relay::Relays;
+pub use crate::relay::{BeginError, RelayCounts};
 use crate::service::{DiscoverError, Mirror, Providers, Registration, Registry, Server, Service, ServiceError};
-use crate::session::{Event, Hub, HubTasks, PeerInfo, Session, WaitError};
+use crate::session::{Event, Hub, HubTasks, PeerInfo, Session, Via, WaitError, Where};
 use crate::wire::{Wire, WireError, WireFileError, WireInfo, Wires};
 
 /// A running node. Clones share it; the node ends with [`Node::shutdown`], or when the last clone is dropped.
@@ -60,6 +64,7 @@ struct Inner {
     registry: Registry,
     server: Arc<Server>,
     wires: Arc<Wires>,
+    relays: Relays,
     network: Network,
     borrowed: Borrowed,
     /// Mirrors of others' directories, as the configuration says.
@@ -79,6 +84,7 @@ struct Parts {
     registry: Registry,
     server: Arc<Server>,
     wires: Arc<Wires>,
+    relays: Relays,
     network: Network,
     home: Option<Home>,
     store: Option<Arc<Store>>,
@@ -92,6 +98,7 @@ struct Wanted {
     connect: Vec<PeerRef>,
     mirror: Vec<PeerRef>,
     homes: Vec<PeerRef>,
+    relays: Vec<PeerRef>,
 }
 
 /// What the home remembers of the processes before.
@@ -134,14 +141,18 @@ impl Node {
     }
 
     async fn start(parts: Parts, tasks: HubTasks, wanted: Wanted) -> Result<Self, BindError> {
-        let Parts { hub, rules, registry, server, wires, network, home, store, lock, watch_network, before } = parts;
+        let Parts { hub, rules, registry, server, wires, relays, network, home, store, lock, watch_network, before } = parts;
         let stored = before.peers;
-        let [connect, mirror, homes] = [wanted.connect, wanted.mirror, wanted.homes].map(|peers| targets(peers, &stored));
-        let (connect, mirror, homes) = (connect?, mirror?, homes?);
+        let wanted = [wanted.connect, wanted.mirror, wanted.homes, wanted.relays].map(|peers| targets(peers, &stored));
+        let [connect, mirror, homes, home_relays] = wanted;
+        let (connect, mirror, homes, home_relays) = (connect?, mirror?, homes?, home_relays?);
         hub.set_addresses(addresses::reachable(hub.endpoint().local()));
         let running = network.spawn(tasks.run());
         let (lock, tasks) = (Mutex::new(lock), Mutex::new(vec![running]));
         let borrowed = Borrowed::new(hub.clone(), rules.clone(), network.clone());
+        relays.join(&hub, Arc::new(borrowed.clone()));
+        registry.set_own(finding::service(hub.downgrade()))?;
+        hub.set_relays(home_relays.iter().map(|(id, at)| Relay { id: *id, addresses: at.addresses.clone() }).collect());
         let (mirrors, home_volts) = (Mutex::default(), homes.iter().map(|(id, _)| *id).collect());
         let node = Self(Arc::new(Inner {
             hub,
@@ -149,6 +160,7 @@ impl Node {
             registry,
             server,
             wires,
+            relays,
             network,
             borrowed,
             mirrors,
@@ -162,15 +174,18 @@ impl Node {
         if watch_network {
             node.watch_network();
         }
-        for (id, addresses) in connect.iter().chain(&homes) {
-            node.hold(*id, addresses);
+        for (id, at) in &home_relays {
+            node.hold_at(*id, &Where { hop: true, ..at.clone() });
         }
-        for (id, addresses) in &mirror {
+        for (id, at) in connect.iter().chain(&homes) {
+            node.hold_at(*id, at);
+        }
+        for (id, at) in &mirror {
             // Cannot fail while the node is here.
-            node.0.mirrors.lock().expect("nothing panics while it is held").extend(Mirror::of(&node.hold(*id, addresses)).ok());
+            node.0.mirrors.lock().expect("nothing panics while it is held").extend(Mirror::of(&node.hold_at(*id, at)).ok());
         }
         for peer in stored.iter().filter(|peer| peer.wanted) {
-            node.hold(peer.id, &peer.addresses);
+            node.hold_at(peer.id, &peer.at());
         }
         node.tell_of_the_restart(before.sessions);
         Ok(node)
@@ -191,9 +206,10 @@ impl Node {
         self.0.hub.endpoint().local().to_vec()
     }
 
-    /// How to reach this node, for others.
+    /// How to reach this node, for others: its addresses, and the relays it keeps sessions with.
     pub fn ticket(&self) -> Ticket {
-        self.0.hub.addresses().into_iter().fold(Ticket::new(self.id()), Ticket::with_address)
+        let ticket = self.0.hub.addresses().into_iter().fold(Ticket::new(self.id()), Ticket::with_address);
+        Ticket { relays: self.0.hub.relays(), ..ticket }
     }
 
     /// Where it keeps things, if it does.
@@ -233,7 +249,7 @@ impl Node {
     /// nobody did in time (the node goes on trying).
     pub async fn connect(&self, ticket: impl Borrow<Ticket>) -> Result<Session, ConnectError> {
         let ticket = ticket.borrow();
-        self.connect_to(ticket.id, &ticket.addresses, Duration::from_secs(30)).await
+        self.connect_at(ticket.id, &Where::from(ticket), Duration::from_secs(30)).await
     }
 
     /// As [`Node::connect`], for an id whose addresses are given or known, and with a time to wait.
@@ -241,11 +257,30 @@ impl Node {
     /// # Errors
     /// As [`Node::connect`].
     pub async fn connect_to(&self, id: NodeId, addresses: &[SocketAddr], within: Duration) -> Result<Session, ConnectError> {
+        self.connect_at(id, &Where::at(addresses), within).await
+    }
+
+    /// The same by way of these relays, one after the other, and in no other way: the first is dialled, each of the others is a neighbour of
+    /// the one before it. The peer is not told where this node is.
+    ///
+    /// # Errors
+    /// As [`Node::connect`]. Names of relays that can be no route are as good as nobody there.
+    pub async fn connect_via(&self, relays: &[Ticket], id: NodeId, within: Duration) -> Result<Session, ConnectError> {
+        let hop = |ticket: &Ticket| Relay { id: ticket.id, addresses: ticket.addresses.clone() };
+        let only = Some(Via::new(relays.iter().map(hop).collect()));
+        self.connect_at(id, &Where { only, ..Where::default() }, within).await
+    }
+
+    /// As [`Node::connect_to`], for a peer of which more is known than addresses.
+    ///
+    /// # Errors
+    /// As [`Node::connect`].
+    pub async fn connect_at(&self, id: NodeId, at: &Where, within: Duration) -> Result<Session, ConnectError> {
         if id == self.id() {
             return Err(ConnectError::Own);
         }
         let before = self.0.hub.known_peer(id).is_some_and(|peer| peer.is_wanted());
-        let session = self.hold(id, addresses);
+        let session = self.hold_at(id, at);
         match session.first_connected(within).await {
             Ok(()) => Ok(session),
             Err(WaitError::Unreached(crate::session::Unreached::Refused)) => {
@@ -260,9 +295,19 @@ impl Node {
 
     /// Keeps a session with a peer from now on, without waiting for it.
     pub fn hold(&self, id: NodeId, addresses: &[SocketAddr]) -> Session {
+        self.hold_at(id, &Where::at(addresses))
+    }
+
+    /// The same, for a peer of which more is known than addresses.
+    pub fn hold_at(&self, id: NodeId, at: &Where) -> Session {
         self.0.borrowed.is_the_owners(id);
         self.0.rules.dial(id);
-        Session::new(self.0.hub.clone(), self.0.hub.want(id, addresses))
+        let session = Session::new(self.0.hub.clone(), self.0.hub.want(id, at));
+        // Of whom nothing is known the relays may know something.
+        if *at == Where::default() && !self.0.hub.relays().is_empty() {
+            self.run(finding::ask_relays(self.0.hub.clone(), id));
+        }
+        session
     }
 
     /// Keeps no session with the peer any more, and closes the one there is.
@@ -317,7 +362,7 @@ impl Node {
     pub fn providers_of(&self, service: &str) -> Result<Providers, DiscoverError> {
         let mut sources = vec![self.directory().query(service).offline(true).begin_watch()?.into_source()];
         for home in &self.0.homes {
-            let session = Session::new(self.0.hub.clone(), self.0.hub.want(*home, &[]));
+            let session = Session::new(self.0.hub.clone(), self.0.hub.want(*home, &Where::default()));
             sources.push(session.query(service).offline(true).begin_watch()?.into_source());
         }
         Ok(Providers::new(service.to_owned(), sources, Arc::new(self.0.borrowed.clone())))
@@ -386,18 +431,16 @@ impl Node {
     ///
     /// # Errors
     /// If the store cannot be written, or the name belongs to another peer.
-    pub async fn remember(
-        &self,
-        id: NodeId,
-        addresses: Vec<SocketAddr>,
-        name: Option<PeerName>,
-    ) -> Result<(), store::StoreError> {
+    pub async fn remember(&self, id: NodeId, at: Where, name: Option<PeerName>) -> Result<(), store::StoreError> {
         let write = move |store: &Store| {
             store.change_peer(&id, |peer| {
                 peer.wanted = true;
                 peer.name = name.or(peer.name.take());
-                if !addresses.is_empty() {
-                    peer.addresses = addresses;
+                if !at.addresses.is_empty() {
+                    peer.addresses = at.addresses;
+                }
+                if !at.relays.is_empty() {
+                    peer.relays = at.relays;
                 }
             })
         };
@@ -460,6 +503,11 @@ impl Node {
         let owned = id.to_owned();
         let stored = self.with_store(move |store| store.remove_rule(&owned)).await?;
         Ok(self.0.rules.remove(id) || stored == Some(true))
+    }
+
+    /// What this node carried for others since the start.
+    pub fn relay_counts(&self) -> RelayCounts {
+        self.0.relays.counts()
     }
 
     /// What was counted since the start.
@@ -565,7 +613,9 @@ impl Node {
     /// Runs a part of the node, which ends when the events do.
     fn run(&self, task: impl Future<Output = ()> + Send + 'static) {
         let task = self.0.network.spawn(task);
-        self.0.tasks.lock().expect("nothing panics while it is held").push(task);
+        let mut tasks = self.0.tasks.lock().expect("nothing panics while it is held");
+        tasks.retain(|task| !task.is_finished());
+        tasks.push(task);
     }
 
     /// Until the node stops, which ends its events.
@@ -619,13 +669,13 @@ impl Drop for Inner {
 }
 
 /// Who is meant, and where they are.
-fn targets(peers: Vec<PeerRef>, stored: &[store::Peer]) -> Result<Vec<(NodeId, Vec<SocketAddr>)>, BindError> {
+fn targets(peers: Vec<PeerRef>, stored: &[store::Peer]) -> Result<Vec<(NodeId, Where)>, BindError> {
     let named = |name: &PeerName| stored.iter().find(|peer| peer.name.as_ref() == Some(name));
     let target = |peer: PeerRef| match &peer {
-        PeerRef::Id(id) => Ok((*id, Vec::new())),
-        PeerRef::Ticket(ticket) => Ok((ticket.id, ticket.addresses.clone())),
+        PeerRef::Id(id) => Ok((*id, Where::default())),
+        PeerRef::Ticket(ticket) => Ok((ticket.id, Where::from(&**ticket))),
         PeerRef::Name(name) => match named(name) {
-            Some(peer) => Ok((peer.id, peer.addresses.clone())),
+            Some(peer) => Ok((peer.id, peer.at())),
             None => Err(BindError::UnknownName(name.to_string())),
         },
     };

@@ -136,9 +136,10 @@ fn listed(hub: &Hub, untold: &Untold) -> Vec<Listed> {
     listed
 }
 
-/// Where it is, then where it says it can be dialled.
+/// Where it is, then where it says it can be dialled. Where a circuit comes from is where a relay is.
 fn addresses(peer: &Peer) -> Vec<SocketAddr> {
-    let mut addresses: Vec<_> = peer.attached().map(|attached| attached.link().remote()).into_iter().collect();
+    let attached = peer.attached().filter(|attached| !attached.link().is_relayed());
+    let mut addresses: Vec<_> = attached.map(|attached| attached.link().remote()).into_iter().collect();
     for address in peer.addresses() {
         if addresses.len() < TOLD_AT && !addresses.contains(&address) {
             addresses.push(address);

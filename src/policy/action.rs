@@ -7,8 +7,7 @@ use serde::{Deserialize, Serialize};
 
 /// What somebody wants to do, and what the resource of a rule about it names.
 ///
-/// This version asks about all but [`Relay`](Self::Relay), [`Forward`](Self::Forward) and [`Administer`](Self::Administer); rules about those
-/// are kept and shown.
+/// This version asks about all but [`Administer`](Self::Administer); rules about that are kept and shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "&'static str")]
 #[non_exhaustive]

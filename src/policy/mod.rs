@@ -60,6 +60,17 @@ pub struct PolicyInput {
     pub dialled: BTreeSet<NodeId>,
     /// `--open`: anyone may connect and call what this node itself serves, unless a rule denies it. See [`Rule::open`].
     pub open: bool,
+    /// For whom this node carries circuits, besides those whom rules about `relay` permit it. See [`Rule::relay`].
+    pub relay: Option<RelayMode>,
+}
+
+/// For whom a relay carries circuits, unless a rule denies it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum RelayMode {
+    /// For nodes that its owner knows, to nodes that its owner knows: a rule names each of them, or this node dials it.
+    Closed,
+    /// For anyone, to anyone who is attached. Whoever its owner does not know is a guest, and has less.
+    Open,
 }
 
 /// Who may do what. It never changes: a change makes another one, which [`PolicyHandle`] puts in force.
@@ -83,6 +94,8 @@ pub struct Policy {
     /// The groups each node is in, in the order of their names.
     groups_of: HashMap<NodeId, Vec<usize>>,
     dialled: HashSet<NodeId>,
+    /// The rule that stands for all pairs of nodes that are known.
+    relay_known: Option<Arc<Rule>>,
 }
 
 /// A subject, small enough to look up on every call. Groups are numbered in the order of their names.
@@ -143,9 +156,12 @@ pub enum PolicyError {
 impl Policy {
     /// Makes a policy. Refuses rules about groups that are not there, and more than [`RULES`], [`GROUPS`] or [`GROUP_MEMBERS`].
     pub fn new(input: PolicyInput) -> Result<Self, PolicyError> {
-        let PolicyInput { mut rules, groups, dialled, open } = input;
+        let PolicyInput { mut rules, groups, dialled, open, relay } = input;
         if open {
             rules.extend(Rule::open());
+        }
+        if relay == Some(RelayMode::Open) {
+            rules.push(Rule::relay(RelayMode::Open));
         }
         bound("rules", rules.len(), RULES)?;
         bound("groups", groups.len(), GROUPS)?;
@@ -169,7 +185,9 @@ impl Policy {
         for (members, number) in groups.values().zip(0..) {
             members.iter().for_each(|member| groups_of.entry(*member).or_default().push(number));
         }
-        Ok(Self { rules: rules.into_iter().map(Arc::new).collect(), index, groups_of, dialled: dialled.into_iter().collect() })
+        let relay_known = relay.filter(|mode| *mode == RelayMode::Closed).map(|mode| Arc::new(Rule::relay(mode)));
+        let (rules, dialled) = (rules.into_iter().map(Arc::new).collect(), dialled.into_iter().collect());
+        Ok(Self { rules, index, groups_of, dialled, relay_known })
     }
 
     /// Whether `who` may do that, and which rule says so. `resource` may be text a peer chose; for [`Action::Connect`] it is
@@ -189,8 +207,14 @@ impl Policy {
         if let Some(rule) = self.find(who, action, Effect::Deny, Some(resource)) {
             return Decision::by(Verdict::Deny, rule);
         }
-        self.find(who, action, Effect::Permit, Some(resource))
-            .map_or_else(Decision::unknown, |rule| Decision::by(Verdict::Permit, rule))
+        let permits = self.find(who, action, Effect::Permit, Some(resource));
+        let permits = permits.or_else(|| self.relay_known.as_ref().filter(|_| self.is_between_known(who, action, resource)));
+        permits.map_or_else(Decision::unknown, |rule| Decision::by(Verdict::Permit, rule))
+    }
+
+    /// Whether this is about a circuit from one node that is known to another.
+    fn is_between_known(&self, who: &NodeId, action: Action, resource: &str) -> bool {
+        action == Action::Relay && self.is_trusted(who) && resource.parse().is_ok_and(|to| self.is_trusted(&to))
     }
 
     /// Whether this node's owner knows `who`: a rule that permits something is about that node or a group it is in, or this node

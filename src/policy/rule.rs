@@ -5,7 +5,7 @@ use std::fmt;
 use aws_lc_rs::digest::{SHA256, digest};
 use serde::{Deserialize, Serialize};
 
-use super::{Action, Pattern, Subject};
+use super::{Action, Pattern, RelayMode, Subject};
 use crate::id::NodeId;
 
 /// Characters of a rule's id: 50 bits. Two rules that share an id by chance are refused by the store, never mixed up.
@@ -36,6 +36,8 @@ pub enum Source {
     Open,
     /// Implied by dialling that node.
     Dialled,
+    /// Implied by `--relay`.
+    Relay,
 }
 
 /// A rule. Made by [`Rule::new`], which refuses rules that could never apply.
@@ -97,6 +99,15 @@ impl Rule {
     /// What dialling a node adds: it may connect. Nothing else.
     pub fn dialled(node: NodeId) -> Self {
         Self::implied("dialled", Subject::Node(node), Action::Connect, Source::Dialled)
+    }
+
+    /// What being a relay adds: circuits are carried for anyone, or, of a closed one, from each node that its owner knows to each other.
+    pub fn relay(mode: RelayMode) -> Self {
+        match mode {
+            RelayMode::Open => Self::implied("relay-open", Subject::Anyone, Action::Relay, Source::Relay),
+            // Whom it is about is more than a subject can say: it is in no index, and only named where it decides.
+            RelayMode::Closed => Self::implied("relay-known", Subject::Anyone, Action::Relay, Source::Relay),
+        }
     }
 
     fn implied(id: &str, subject: Subject, action: Action, source: Source) -> Self {
@@ -180,7 +191,7 @@ impl TryFrom<Written> for Rule {
     fn try_from(rule: Written) -> Result<Self, RuleError> {
         let mut made = Self::new(rule.effect, rule.subject, rule.action, rule.resource, rule.source)?;
         // Rules that nobody wrote have an id that says why they are there; all others have theirs from their text.
-        if matches!(rule.source, Source::Open | Source::Dialled) {
+        if matches!(rule.source, Source::Open | Source::Dialled | Source::Relay) {
             made.id = rule.id;
         }
         Ok(made)
@@ -204,6 +215,7 @@ impl fmt::Display for Source {
             Self::Store => "the store",
             Self::Open => "--open",
             Self::Dialled => "dialled",
+            Self::Relay => "--relay",
         })
     }
 }

@@ -22,10 +22,12 @@ pub enum CloseCode {
     Version = 7,
     /// The node that answered does not hold the key that was dialled.
     WrongKey = 8,
+    /// The path is of no more use. Says nothing of the session, which goes on over another one.
+    Lost = 9,
 }
 
 impl CloseCode {
-    const ALL: [CloseCode; 9] = [
+    const ALL: [CloseCode; 10] = [
         CloseCode::Goodbye,
         CloseCode::Refused,
         CloseCode::Superseded,
@@ -35,6 +37,7 @@ impl CloseCode {
         CloseCode::Timeout,
         CloseCode::Version,
         CloseCode::WrongKey,
+        CloseCode::Lost,
     ];
 
     /// The code of this number, if we know it.
@@ -59,16 +62,19 @@ pub enum StreamCode {
     Closed = 4,
     /// The kind of stream is not known or not allowed here.
     Kind = 5,
+    /// A relay could not carry the stream on: the next leg takes no more.
+    Busy = 6,
 }
 
 impl StreamCode {
-    const ALL: [StreamCode; 6] = [
+    const ALL: [StreamCode; 7] = [
         StreamCode::Cancelled,
         StreamCode::PathLeft,
         StreamCode::Protocol,
         StreamCode::Limit,
         StreamCode::Closed,
         StreamCode::Kind,
+        StreamCode::Busy,
     ];
 
     /// The code of this number, if we know it.

@@ -6,8 +6,9 @@ use std::net::SocketAddr;
 
 use bincode::{Decode, Encode};
 
-use super::codec::Message;
+use super::codec::{self, Message};
 use super::limits;
+use crate::id::{NodeId, Relay};
 
 /// The version of the protocol this crate speaks.
 pub const VERSION: u16 = 1;
@@ -95,6 +96,37 @@ pub struct Hello {
     pub extensions: Vec<(u16, Vec<u8>)>,
 }
 
+/// The extension of a hello that names the relays its sender keeps sessions with.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Relays {
+    /// Each, and where it can be dialled; the best first.
+    pub relays: Vec<(NodeId, Vec<SocketAddr>)>,
+}
+
+impl Relays {
+    /// The number of the extension.
+    pub const NUMBER: u16 = 1;
+
+    /// The extension for these relays; none without any.
+    pub fn extension(relays: &[Relay]) -> Option<(u16, Vec<u8>)> {
+        let first = |addresses: &[SocketAddr]| addresses.iter().take(limits::ADDRESSES).copied().collect();
+        let relays: Vec<_> = relays.iter().take(limits::RELAYS).map(|relay| (relay.id, first(&relay.addresses))).collect();
+        (!relays.is_empty()).then(|| (Self::NUMBER, codec::encode(&Self { relays })))
+    }
+}
+
+impl Message for Relays {
+    const NAME: &'static str = "relays";
+    const LIMIT: usize = 4 * 1024;
+
+    fn check(&self) -> Result<(), &'static str> {
+        if self.relays.len() > limits::RELAYS {
+            return Err("too many relays");
+        }
+        self.relays.iter().try_for_each(|(_, addresses)| check_addresses(addresses))
+    }
+}
+
 /// A session is put on this path. Several follow each other when there is much to list.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct Attach {
@@ -170,6 +202,18 @@ impl Message for Control {
 }
 
 impl Hello {
+    /// The relays that the sender keeps sessions with.
+    ///
+    /// # Errors
+    /// What it says is no list of relays.
+    pub fn relays(&self) -> Result<Vec<Relay>, codec::DecodeError> {
+        let Some((_, bytes)) = self.extensions.iter().find(|(number, _)| *number == Relays::NUMBER) else {
+            return Ok(Vec::new());
+        };
+        let Relays { relays } = codec::decode(bytes)?;
+        Ok(relays.into_iter().map(|(id, addresses)| Relay { id, addresses }).collect())
+    }
+
     fn check(&self) -> Result<(), &'static str> {
         if self.versions.0 > self.versions.1 {
             return Err("versions are the wrong way round");

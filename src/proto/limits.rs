@@ -38,6 +38,8 @@ pub const LISTING_BYTES: usize = 256 * KIB;
 pub const ADDRESSES: usize = 16;
 /// Most relays a ticket names.
 pub const RELAYS: usize = 8;
+/// Most relays that a circuit goes through.
+pub const RELAYS_IN_A_ROW: usize = 4;
 /// Largest certificate a peer may present, in bytes of DER.
 pub const CERTIFICATE_BYTES: usize = 2 * KIB;
 /// Most live streams that one side of a session opened: those in flight, and those whose end is not acknowledged yet.
@@ -68,6 +70,18 @@ pub const STRANGER_WINDOW_BYTES: u32 = 64 * KIB as u32;
 /// Streams a permitted peer may hold open at once. A quarter above the calls in flight: quinn tells the peer of streams it may
 /// open again only when more than an eighth of this is due.
 pub const STREAMS: u32 = 1_024 + 256;
+/// Lanes of a circuit that take new streams, on each side: streams that others carry, shared by the small path streams.
+pub const LANES: usize = 4;
+/// Lanes of one side at once, with those that take no new streams any more.
+pub const LANES_LIVE: usize = 2 * LANES;
+/// Path streams that are live on one lane.
+pub const LANE_STREAMS: usize = STREAMS as usize / LANES;
+/// Largest first write of a path stream that goes over a lane, in bytes; with a larger one it begins on a stream of its own.
+pub const LANE_FIRST_BYTES: usize = 4 * KIB;
+/// Most bytes of one direction of a path stream that go over a lane.
+pub const LANE_STREAM_BYTES: usize = 16 * KIB;
+/// Bytes that wait for room on a lane, above which writers wait.
+pub const LANE_QUEUE_BYTES: usize = 64 * KIB;
 /// Receive window of one stream, in bytes.
 pub const STREAM_WINDOW_BYTES: u32 = (MIB + 256 * KIB) as u32;
 /// Connection window of an idle session, in bytes.
@@ -148,11 +162,37 @@ pub const REPLAY_ANSWER_BYTES: usize = 64 * KIB;
 pub const REPLAY_ENTRY_BYTES: usize = 512;
 /// Visitors of one identity at once.
 pub const VISITORS: usize = 8;
+/// Streams of one circuit that are open at once, in each direction.
+pub const CIRCUIT_STREAMS: u32 = 256;
+/// Circuits that a relay carries.
+pub const RELAY_CIRCUITS: usize = 1_024;
+/// Circuits that a relay carries for one neighbour.
+pub const RELAY_CIRCUITS_PER_IDENTITY: usize = 16;
+/// Circuits that a relay carries for guests from one address (IPv6: /64).
+pub const RELAY_CIRCUITS_PER_ADDRESS: usize = 64;
+/// Bytes per second that a relay carries for one guest, both ways together: 10 Mbit/s.
+pub const RELAY_GUEST_BYTES_PER_SECOND: u64 = 1_250_000;
+/// Circuits whose handshake is under way at the node they lead to, from one link.
+pub const CIRCUITS_BEGINNING: usize = 16;
 
 // Times.
 
 /// A QUIC handshake, dialled or accepted, ends within this.
 pub const HANDSHAKE: Duration = Duration::from_secs(10);
+/// Nothing has come back of a circuit that a relay opens: it is given up after this.
+pub const CIRCUIT_HALF_OPEN: Duration = Duration::from_secs(10);
+/// One side of a circuit has ended; the other gets so long to do the same.
+pub const CIRCUIT_ENDING: Duration = Duration::from_secs(5);
+/// A relayed stream that gets no credit on the next leg for this long is reset.
+pub const CIRCUIT_STREAM_CREDIT: Duration = Duration::from_secs(10);
+/// A session leaves a circuit that is as old as this for a fresh one, with other keys.
+pub const CIRCUIT_LIFE: Duration = Duration::from_secs(24 * 3_600);
+/// First and longest time between two attempts to reach a peer directly that is reached through a relay.
+pub const UPGRADE_BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(300));
+/// A relay is tried beside an address when that has not answered for so long.
+pub const RELAY_AFTER: Duration = Duration::from_millis(250);
+/// A circuit of a guest ends after this; its ends make another one.
+pub const RELAY_GUEST_TIME: Duration = Duration::from_secs(3_600);
 /// A peer says hello within this.
 pub const HELLO: Duration = Duration::from_secs(5);
 /// A session can be resumed for this long after its last path was lost.

@@ -3,6 +3,7 @@
 
 pub mod body;
 pub mod call;
+pub mod circuit;
 pub mod close;
 pub mod codec;
 pub mod control;

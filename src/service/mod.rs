@@ -26,7 +26,6 @@ pub use directory::{
 pub use error::{CallError, Outcome};
 pub use message::{Receiver, Sender};
 pub use method::Service;
-pub(crate) use providers::Dialler;
 pub use providers::{Pick, Providers};
 pub use registry::{Registration, Registry, ServiceError};
 pub(crate) use serve::Server;

@@ -14,7 +14,7 @@ use futures_util::{Stream, StreamExt};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::watch;
-use tokio::task::{AbortHandle, JoinHandle};
+use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep};
 
 use super::call::{Call, Opened, Progress};
@@ -23,7 +23,7 @@ use super::item::Charge;
 use crate::id::NodeId;
 use crate::proto::call::Shape;
 use crate::proto::limits::Limits;
-use crate::session::{Session, SessionState, StreamRecv};
+use crate::session::{Dialler, Session, SessionState, StreamRecv};
 pub use crate::state::pick::Pick;
 use crate::state::pick::{Candidate, Picker};
 
@@ -50,20 +50,6 @@ pub(crate) type Source = Pin<Box<dyn Stream<Item = Heard> + Send>>;
 
 /// Something has changed in where a session stands.
 type Changes = Pin<Box<dyn Stream<Item = ()> + Send>>;
-
-/// Holds sessions for those that call. Whoever is held twice is let go twice.
-pub(crate) trait Dialler: Send + Sync {
-    /// A session with this node, from now on; `None` if it is this node itself.
-    fn hold(&self, id: NodeId, addresses: &[SocketAddr]) -> Option<Session>;
-    /// A node that is held is to be found there now, too.
-    fn found(&self, id: NodeId, addresses: &[SocketAddr]);
-    /// It is not needed for this any more.
-    fn release(&self, id: NodeId);
-    /// The limits of the node.
-    fn limits(&self) -> &Limits;
-    /// Runs this on the network's thread.
-    fn spawn(&self, task: Pin<Box<dyn Future<Output = ()> + Send>>) -> JoinHandle<()>;
-}
 
 /// The nodes that provide one service. Clones share it: the sessions with them are held until the last one is dropped.
 ///

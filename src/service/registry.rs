@@ -40,6 +40,8 @@ pub struct Registry(Arc<Inner>);
 #[derive(Default)]
 struct Inner {
     services: RwLock<BTreeMap<String, Entry>>,
+    /// The node's own service, which is listed nowhere. Its methods decide themselves what they tell whom.
+    own: OnceLock<Entry>,
     /// Told of each change, in order.
     observer: OnceLock<Observer>,
     changes: watch::Sender<u64>,
@@ -92,6 +94,13 @@ impl Registry {
         Ok(Registration { registry: self.clone(), name, is: registration })
     }
 
+    /// Serves the node's own service, which every peer that may connect may call. There is one, the first.
+    pub(crate) fn set_own(&self, service: Service) -> Result<(), ServiceError> {
+        // A second one changes nothing.
+        let _ = self.0.own.set(Entry::new(service)?);
+        Ok(())
+    }
+
     /// What is served, by name, with the methods for which `allowed` says yes. A service of which none is allowed is left out.
     pub fn describe(&self, allowed: impl Fn(&str) -> bool) -> Vec<ServiceDescription> {
         let services = self.read();
@@ -128,7 +137,8 @@ impl Registry {
         };
         let services = self.read();
         let unknown = || Status::new(Code::NotFound, format!("no service {service:?} here"));
-        let entry = services.get(service).ok_or_else(unknown)?;
+        let own = self.0.own.get().filter(|_| is_own(path));
+        let entry = own.or_else(|| services.get(service)).ok_or_else(unknown)?;
         let unimplemented = || Status::new(Code::Unimplemented, format!("service {service:?} has no method {method:?}"));
         let (path, method) = entry.methods.get(method).ok_or_else(unimplemented)?;
         Ok(Lookup { path: path.clone(), shape: method.shape, place: method.place, handler: method.handler.clone() })
@@ -209,6 +219,11 @@ impl Drop for Registration {
             self.registry.0.changed(&services, &self.name);
         }
     }
+}
+
+/// Whether a method is of the node's own service.
+pub(super) fn is_own(path: &str) -> bool {
+    path.split_once('/').is_some_and(|(service, _)| service == super::describe::OWN_SERVICE)
 }
 
 /// Whether this may name a service or a method.

@@ -17,7 +17,9 @@ use super::attached::{self, Attached, CarriedOn};
 use super::core::Core;
 use super::notice::Notices;
 use super::stream::{StreamRecv, StreamSend};
-use crate::net::{PathRecv, PathSend};
+use super::via::Via;
+use crate::id::NodeId;
+use crate::net::{Link, PathRecv, PathSend};
 use crate::proto::close::StreamCode;
 use crate::proto::stream::{Head, Kind, Purpose};
 use crate::state::ids::IdError;
@@ -34,6 +36,13 @@ pub trait Acceptor: Send + Sync + 'static {
     /// Serves a stream of the session that is no call and not its first. The purpose byte has been read. The session's end drops
     /// the future.
     fn stream(&self, purpose: Purpose, send: StreamSend, recv: StreamRecv) -> Serving;
+
+    /// Serves a stream of a circuit, which came over this path and is none of the session's. The kind byte has been read, `first` came with
+    /// it. The path's end drops the future.
+    fn circuit(&self, on: Arc<Attached>, kind: Kind, send: PathSend, recv: PathRecv, first: Bytes) -> Serving;
+
+    /// Opens a circuit to this node; says in words why there is none. Dropping the future gives it up.
+    fn begin(&self, via: Via, to: NodeId) -> Pin<Box<dyn Future<Output = Result<Link, String>> + Send>>;
 
     /// A path carries this session, for the first time or again (`resumed`). Nobody was told yet: if a future is returned, that waits
     /// until it has ended, or for [`limits::ANSWER_BOUND`] and leaves the rest to run beside. Not asked about visitors.
@@ -65,6 +74,10 @@ pub(super) async fn streams(attached: Arc<Attached>, acceptor: Arc<dyn Acceptor>
             Some(Ok(Some(first))) => first,
             _ => Bytes::new(),
         };
+        if let Some(kind) = circuits(&first) {
+            waiting.spawn(door.acceptor.circuit(door.attached.clone(), kind, send, recv, first.slice(1..)));
+            continue;
+        }
         let Some((id, purpose)) = door.at_once(&first) else {
             waiting.spawn(door.clone().slowly(send, recv, first));
             continue;
@@ -111,6 +124,9 @@ impl Door {
     /// Reads on until the beginning is here, and does what it says.
     async fn slowly(self, mut send: PathSend, mut recv: PathRecv, mut first: Bytes) {
         loop {
+            if let Some(kind) = circuits(&first) {
+                return self.acceptor.circuit(self.attached, kind, send, recv, first.slice(1..)).await;
+            }
             match parse(&first) {
                 Parsed::Part => {}
                 Parsed::Whole(head @ Head::Fresh { .. }, len) if first.len() > len => {
@@ -239,6 +255,12 @@ enum Parsed {
     Part,
     /// Nothing a session has.
     Nonsense,
+}
+
+/// The kind of a stream that is a circuit's.
+fn circuits(first: &[u8]) -> Option<Kind> {
+    let kind = first.first().copied().and_then(Kind::from_byte)?;
+    matches!(kind, Kind::CircuitControl | Kind::CircuitStream).then_some(kind)
 }
 
 fn parse(bytes: &[u8]) -> Parsed {

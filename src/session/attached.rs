@@ -202,7 +202,8 @@ impl Attached {
         self.wake.notified().await;
     }
 
-    pub(super) fn received(&self, bytes: usize) {
+    /// Bytes that came over this path were read, be they the session's or a circuit's: the path's window grows with that.
+    pub(crate) fn received(&self, bytes: usize) {
         self.window.received(bytes);
     }
 

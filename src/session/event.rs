@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::id::NodeId;
-use crate::net::LostReason;
+use crate::net::{Link, LostReason};
 use crate::proto::control::SessionId;
 
 /// Something happened to a session.
@@ -55,11 +55,28 @@ pub enum Event {
 pub enum PathKind {
     /// A QUIC connection between the two nodes.
     Direct,
+    /// A circuit, sealed from end to end, whose first relay on this side is this neighbour.
+    Relayed(NodeId),
+}
+
+impl PathKind {
+    /// What a link is.
+    pub(super) fn of(link: &Link) -> Self {
+        link.via().map_or(Self::Direct, Self::Relayed)
+    }
+
+    /// Whether others carry it.
+    pub fn is_relayed(&self) -> bool {
+        matches!(self, Self::Relayed(_))
+    }
 }
 
 impl fmt::Display for PathKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("direct")
+        match self {
+            Self::Direct => f.write_str("direct"),
+            Self::Relayed(by) => write!(f, "relayed by {by}"),
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! From a link to an agreement: hello both ways, the roster's word on which link stays, attach both ways. Plain steps in
 //! order; on any error the link is closed with the code that fits, and nothing of it stays behind.
 
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use tokio::sync::oneshot;
@@ -11,10 +12,13 @@ use super::hub::Hub;
 use crate::net::{Link, LostReason, PathError};
 use crate::policy::Action;
 use crate::proto::close::CloseCode;
-use crate::proto::control::{Attach, Control, Hello, LiveStream, Role, SessionId, VERSION};
+use crate::proto::control::{Attach, Control, Hello, LiveStream, Relays, Role, SessionId, VERSION};
 use crate::proto::limits;
 use crate::state::ids::{Allocator, Side};
 use crate::state::roster::{LinkNumber, Parked, Verdict};
+
+/// Where the other end of a circuit is seen.
+const NOWHERE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
 
 /// Why no session came of a link.
 #[derive(Debug, thiserror::Error)]
@@ -76,13 +80,21 @@ impl Hub {
     /// Greets the peer on a link we dialled. Cancelled, it closes the link.
     pub(super) async fn greet_dialled(&self, link: Link) -> Result<Greeted, GreetError> {
         let guard = Greeting::new(self, &link);
-        let Some(attach) = self.roster().propose(link.peer(), link.number()) else {
+        let better = self.is_better(&link);
+        let Some(attach) = self.roster().propose(link.peer(), link.number(), better) else {
             return guard.fail(GreetError::Unneeded);
         };
         match self.dialled(&link, attach).await {
             Ok(greeted) => Ok(guard.done(greeted)),
             Err(error) => guard.fail(error),
         }
+    }
+
+    /// Whether this link is to replace the one the session is on although that lives: a link of its own is better than a circuit, and a
+    /// fresh circuit than an old one.
+    fn is_better(&self, link: &Link) -> bool {
+        let now = self.known_peer(link.peer()).and_then(|peer| peer.attached()).filter(|now| now.link().is_relayed());
+        now.is_some_and(|now| !link.is_relayed() || now.age() >= limits::CIRCUIT_LIFE)
     }
 
     async fn dialled(&self, link: &Link, attach: u64) -> Result<Greeted, GreetError> {
@@ -196,6 +208,9 @@ impl Hub {
 
     fn hello(&self, link: &Link, session: Option<SessionId>, attach: u64) -> Hello {
         let own = self.own();
+        // Who is to be reached through a relay only is not told where this node is.
+        let hidden = link.is_relayed() && self.known_peer(link.peer()).is_some_and(|peer| peer.is_only_via());
+        let (addresses, relays) = if hidden { Default::default() } else { (self.addresses(), self.relays()) };
         Hello {
             versions: (VERSION, VERSION),
             boot: own.boot,
@@ -205,9 +220,9 @@ impl Hub {
             name: own.name.clone(),
             profile: own.profile,
             resume_window_ms: u32::try_from(own.limits.resume_window.as_millis()).unwrap_or(u32::MAX),
-            addresses: self.addresses(),
-            observed: link.remote(),
-            extensions: Vec::new(),
+            addresses,
+            observed: if link.is_relayed() { NOWHERE } else { link.remote() },
+            extensions: Relays::extension(&relays).into_iter().collect(),
         }
     }
 

@@ -11,6 +11,7 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout_at};
 
 use super::attached::Attached;
+use super::event::PathKind;
 use super::hub::Hub;
 use super::peer::{Command, Peer, Unreached};
 use crate::id::NodeId;
@@ -92,6 +93,11 @@ impl Session {
     /// Its name, while a path carries it.
     pub fn id(&self) -> Option<SessionId> {
         self.peer.attached().map(|attached| attached.session())
+    }
+
+    /// What carries it now; `None` while nothing does.
+    pub fn path(&self) -> Option<PathKind> {
+        self.peer.attached().map(|attached| PathKind::of(attached.link()))
     }
 
     /// Waits until the session is up. Cancel-safe.

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
@@ -16,7 +16,8 @@ use super::event::Event;
 use super::greet::{GreetError, Greeted};
 use super::owner::Owner;
 use super::peer::{Command, Peer};
-use crate::id::NodeId;
+use super::via::Where;
+use crate::id::{NodeId, Relay};
 use crate::net::{Endpoint, Link};
 use crate::policy::{Action, PolicyHandle, Subject};
 use crate::proto::close::CloseCode;
@@ -55,6 +56,8 @@ pub struct Hub(Arc<Inner>);
 struct Inner {
     own: Own,
     addresses: Mutex<Vec<SocketAddr>>,
+    /// Relays that this node keeps sessions with, in the order of preference.
+    relays: Mutex<Vec<Relay>>,
     endpoint: Endpoint,
     policy: PolicyHandle,
     budget: Arc<Budget>,
@@ -74,6 +77,17 @@ struct Inner {
     refused: AtomicU64,
 }
 
+/// A hub that may be gone.
+#[derive(Clone)]
+pub struct WeakHub(Weak<Inner>);
+
+impl WeakHub {
+    /// The hub, while it is there.
+    pub fn upgrade(&self) -> Option<Hub> {
+        self.0.upgrade().map(Hub)
+    }
+}
+
 /// The tasks of a hub, to be run by whoever owns the node.
 pub struct HubTasks {
     hub: Hub,
@@ -89,6 +103,7 @@ impl Hub {
             budget: Budget::new(own.limits.node_buffer_bytes),
             own,
             addresses: Mutex::default(),
+            relays: Mutex::default(),
             endpoint,
             policy,
             acceptor,
@@ -144,6 +159,29 @@ impl Hub {
         *lock(&self.0.addresses) = addresses;
     }
 
+    /// The relays this node keeps sessions with, and where they are as far as is known.
+    pub fn relays(&self) -> Vec<Relay> {
+        let mut relays = lock(&self.0.relays).clone();
+        for relay in &mut relays {
+            for address in self.known_peer(relay.id).map(|peer| peer.addresses()).unwrap_or_default() {
+                if relay.addresses.len() < limits::ADDRESSES && !relay.addresses.contains(&address) {
+                    relay.addresses.push(address);
+                }
+            }
+        }
+        relays
+    }
+
+    /// Sets the relays that this node keeps sessions with: it is reached through them, and reaches others through them.
+    pub fn set_relays(&self, relays: Vec<Relay>) {
+        *lock(&self.0.relays) = relays;
+    }
+
+    /// The same hub, for whoever must not keep it alive.
+    pub fn downgrade(&self) -> WeakHub {
+        WeakHub(Arc::downgrade(&self.0))
+    }
+
     /// Events from now on. They end when the hub is stopped.
     pub fn events(&self) -> broadcast::Receiver<Event> {
         let subscribed = lock(&self.0.events).as_ref().map(broadcast::Sender::subscribe);
@@ -186,9 +224,9 @@ impl Hub {
         self.tell_parked(parked);
     }
 
-    /// Keeps a session with this peer from now on. Addresses are added to those known.
-    pub fn want(&self, id: NodeId, addresses: &[SocketAddr]) -> Arc<Peer> {
-        self.ask(id, |peer| peer.want(addresses))
+    /// Keeps a session with this peer from now on. What is told of where it is, is added to what is known.
+    pub fn want(&self, id: NodeId, at: &Where) -> Arc<Peer> {
+        self.ask(id, |peer| peer.want(at))
     }
 
     /// Asks something of a peer's owner, which is started if it does not run. Under one lock with [`Hub::retire`], so that an
@@ -286,7 +324,8 @@ impl Hub {
         self.ended(link.peer(), link.number());
     }
 
-    async fn take_in(self, link: Link) {
+    /// Greets whoever has dialled this link, and puts a session on it.
+    pub async fn take_in(self, link: Link) {
         if self.is_draining() {
             return link.close(CloseCode::Goodbye);
         }

@@ -63,7 +63,7 @@ impl Peer {
             last_seen: self.last_seen(),
             session: attached.map(|attached| SessionInfo {
                 id: attached.session(),
-                path: PathKind::Direct,
+                path: PathKind::of(attached.link()),
                 remote: attached.link().remote(),
                 rtt: attached.link().rtt(),
                 age: attached.age(),

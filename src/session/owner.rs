@@ -25,10 +25,13 @@ use super::hub::Hub;
 use super::notice::Notice;
 use super::path::{self, Path, PathEvent};
 use super::peer::{Command, Peer, State, Unreached};
+use super::reach::{Reach, Tried, Unreachable};
 use super::restoring::Restoring;
 use super::slot::Slot;
+use super::upgrade::Upgrade;
+use super::via::Via;
 use crate::id::NodeId;
-use crate::net::{DialError, Link, LostReason};
+use crate::net::{Link, LostReason};
 use crate::policy::Action;
 use crate::proto::close::CloseCode;
 use crate::proto::control::{BootId, Goodbye};
@@ -38,11 +41,17 @@ use crate::state::backoff::{AttemptId, Backoff, Dial, Input};
 /// A new path is heard of within this after the old one was left for it.
 const SUPERSEDED: Duration = Duration::from_millis(500);
 
-type Attempt = (AttemptId, SocketAddr, Result<Greeted, AttemptError>);
+/// One attempt that has ended: the supervisor's, or one to do better than a circuit.
+struct Attempt {
+    id: Option<AttemptId>,
+    /// What came of dialling addresses.
+    tried: Tried,
+    outcome: Result<Greeted, AttemptError>,
+}
 
 enum AttemptError {
     Overdue,
-    Dial(DialError),
+    Reach(Unreachable),
     Greet(GreetError),
 }
 
@@ -60,6 +69,8 @@ pub(super) struct Owner {
     attempts: JoinSet<Attempt>,
     running: HashMap<AttemptId, AbortHandle>,
     turn: usize,
+    /// When to try to do better than the circuit the session is on.
+    upgrade: Upgrade,
     draining: Option<(Instant, oneshot::Sender<()>)>,
     /// The path does not answer: attempts run beside it.
     suspecting: bool,
@@ -88,6 +99,7 @@ impl Owner {
             path: None,
             attempts: JoinSet::new(),
             turn: 0,
+            upgrade: Upgrade::default(),
             draining: None,
             suspecting: false,
             superseded: None,
@@ -178,7 +190,12 @@ impl Owner {
         let kept = self.session.as_ref().and_then(|session| session.until);
         let look = self.session.as_ref().and_then(|session| session.place.as_ref()).map(Place::look_at);
         let restoring = self.restoring.as_ref().and_then(Restoring::until);
-        [path, draining, dialling, kept, look, self.superseded, restoring].into_iter().flatten().min().unwrap_or_else(far)
+        let upgrade = self.upgrade.at();
+        [path, draining, dialling, kept, look, self.superseded, restoring, upgrade]
+            .into_iter()
+            .flatten()
+            .min()
+            .unwrap_or_else(far)
     }
 
     /// Tells the supervisor what happened, and does what it says.
@@ -202,14 +219,16 @@ impl Owner {
         }
     }
 
-    /// Starts an attempt at the address whose turn it is. Without one it has failed already.
+    /// Starts an attempt, at the address and over the relay whose turn it is. Without either it has failed already.
     fn dial(&mut self, dial: Dial) -> Option<Input> {
         if !self.is_permitted() {
             self.failed(Unreached::Denied);
             return Some(Input::Refused(dial.attempt));
         }
-        let usable = self.usable();
-        let Some(address) = usable.get(self.turn % usable.len().max(1)).copied() else {
+        let (usable, ways) = (self.usable(), self.ways());
+        let turn = |count: usize| self.turn.checked_rem(count);
+        let (address, via) = (turn(usable.len()).map(|at| usable[at]), turn(ways.len()).map(|at| ways[at].clone()));
+        if address.is_none() && via.is_none() {
             // Others at all its addresses: that is what there is to say until one of them is tried again.
             let others = self.peer.unreached().filter(|last| matches!(last, Unreached::WrongKey(_)));
             // While there is a session to go on with, the peer itself is expected to dial.
@@ -217,19 +236,39 @@ impl Owner {
                 self.failed(others.unwrap_or(Unreached::NoAddress));
             }
             return Some(Input::Failed(dial.attempt));
-        };
+        }
         self.turn = self.turn.wrapping_add(1);
-        let (hub, id) = (self.hub.clone(), self.peer.id);
-        let running = self.attempts.spawn(async move {
-            let greeted = async {
-                let link = hub.endpoint().dial(address, id).await.map_err(AttemptError::Dial)?;
-                hub.greet_dialled(link).await.map_err(AttemptError::Greet)
-            };
-            let greeted = tokio::time::timeout(dial.within, greeted).await;
-            (dial.attempt, address, greeted.unwrap_or(Err(AttemptError::Overdue)))
-        });
+        let reach = Reach { hub: self.hub.clone(), to: self.peer.id, addresses: address.into_iter().collect(), via };
+        let running = self.attempts.spawn(attempt(Some(dial.attempt), reach, dial.within));
         self.running.insert(dial.attempt, running);
         None
+    }
+
+    /// Tries to do better than the circuit the session is on: a link to the peer, at whichever of its addresses; or, when the circuit is old, a
+    /// fresh one.
+    fn do_better(&mut self) {
+        self.upgrade.tried(&mut self.random);
+        let Some(path) = self.path.as_ref().filter(|path| path.attached.link().is_relayed()) else { return };
+        if !self.is_permitted() || self.draining.is_some() || self.hub.is_draining() || self.hub.is_suspended() {
+            return;
+        }
+        let old = path.attached.age() >= limits::CIRCUIT_LIFE;
+        let addresses = if self.peer.is_only_via() { Vec::new() } else { self.usable() };
+        let via = self.ways().into_iter().next().filter(|_| old);
+        if !addresses.is_empty() || via.is_some() {
+            let reach = Reach { hub: self.hub.clone(), to: self.peer.id, addresses, via };
+            self.attempts.spawn(attempt(None, reach, limits::HANDSHAKE));
+        }
+    }
+
+    /// The ways through relays, those first that the session is not on already: that one may be the reason to look for others.
+    fn ways(&self) -> Vec<Via> {
+        let mut ways = self.peer.ways(&self.hub.relays());
+        let now = self.path.as_ref().and_then(|path| path.attached.link().via());
+        if ways.len() > 1 {
+            ways.retain(|way| now.is_none() || way.first() != now);
+        }
+        ways
     }
 
     /// The addresses at which nobody else answered lately.
@@ -246,12 +285,13 @@ impl Owner {
 
     async fn attempted(&mut self, ended: Result<Attempt, tokio::task::JoinError>) {
         // An attempt that was given up says nothing; one that panicked is overdue to the supervisor soon.
-        let Ok((attempt, address, outcome)) = ended else { return };
-        self.running.remove(&attempt);
+        let Ok(Attempt { id, tried, outcome }) = ended else { return };
+        id.iter().for_each(|id| drop(self.running.remove(id)));
+        tried.others.iter().for_each(|address| self.supervise(Input::WrongKey(*address)));
         let error = match outcome {
             Ok(greeted) => {
                 let link = greeted.agreement.link.clone();
-                self.peer.learn([address]);
+                self.peer.learn(tried.reached);
                 // Between the greeting and now it may have been released.
                 match self.wanted() || greeted.agreement.resumed.is_some() {
                     true => self.attach(greeted).await,
@@ -259,26 +299,25 @@ impl Owner {
                 }
                 // Lost at once, or not needed: the supervisor must not wait for it. Else it has heard of better.
                 if self.path.as_ref().is_none_or(|path| path.attached.link().number() != link.number()) {
-                    self.supervise(Input::Failed(attempt));
+                    id.into_iter().for_each(|id| self.supervise(Input::Failed(id)));
                 }
                 return;
             }
             Err(error) => error,
         };
+        // Nobody waits for one that was to do better than what there is.
+        let Some(id) = id else { return };
         let unreached = match &error {
-            AttemptError::Dial(DialError::WrongKey { .. }) => {
-                self.supervise(Input::WrongKey(address));
-                let others_everywhere = self.usable().is_empty();
-                let text = error.to_string();
-                Some(if others_everywhere { Unreached::WrongKey(text) } else { Unreached::Failed(text) })
-            }
             AttemptError::Greet(GreetError::Refused) => Some(Unreached::Refused),
             // Another link goes first, or our next attempt has the right number: nothing went wrong.
             AttemptError::Greet(GreetError::Unneeded | GreetError::Stale) => None,
+            _ if !tried.others.is_empty() && self.usable().is_empty() && self.ways().is_empty() => {
+                Some(Unreached::WrongKey(error.to_string()))
+            }
             _ => Some(Unreached::Failed(error.to_string())),
         };
         let refused = unreached == Some(Unreached::Refused);
-        self.supervise(if refused { Input::Refused(attempt) } else { Input::Failed(attempt) });
+        self.supervise(if refused { Input::Refused(id) } else { Input::Failed(id) });
         unreached.into_iter().for_each(|unreached| self.failed(unreached));
         self.judge();
     }
@@ -297,9 +336,10 @@ impl Owner {
 
     async fn command(&mut self, command: Command) {
         match command {
-            Command::Want(addresses) => {
-                self.peer.learn(addresses.into_iter().rev());
+            Command::Want(at) => {
+                self.peer.learn(at.addresses.into_iter().rev());
                 self.turn = 0;
+                self.upgrade.now();
                 if self.path.is_none() {
                     self.supervise(Input::NetworkChanged);
                 }
@@ -335,6 +375,7 @@ impl Owner {
     /// The path we have may lead nowhere any more: it has to prove itself, and another one is tried at once.
     async fn network_changed(&mut self) {
         self.moved = true;
+        self.upgrade.now();
         if let Some(path) = &mut self.path {
             path.probe();
             self.tick().await;
@@ -402,8 +443,10 @@ impl Owner {
                 return Err(violation.into());
             }
         };
-        let seen = (!link.dialled()).then(|| link.remote());
+        // Where a circuit comes from is where a relay is.
+        let seen = (!link.dialled() && !link.is_relayed()).then(|| link.remote());
         self.peer.announced(hello.addresses.clone(), seen);
+        self.peer.announced_relays(hello.relays()?);
         let attached = Attached::new(core.clone(), link, attach, hello, self.hub.budget().clone());
         let held = self.session.get_or_insert_with(|| Held::new(core.clone()));
         (held.until, held.place) = (None, None);
@@ -441,6 +484,7 @@ impl Owner {
         // Next time the likeliest address goes first again.
         self.turn = 0;
         (self.suspecting, self.moved, self.superseded) = (false, false, None);
+        self.upgrade = Upgrade::beside(attached.link());
         self.supervise(Input::Connected);
         let work = match self.peer.visitor {
             None => self.hub.acceptor().attached(&attached, resumed),
@@ -456,7 +500,7 @@ impl Owner {
 
     /// Everybody may use the session, and is told.
     fn announce(&mut self, attached: Arc<Attached>, resumed: bool, seamless: bool) {
-        let (peer, session, path) = (self.peer.id, attached.session(), PathKind::Direct);
+        let (peer, session, path) = (self.peer.id, attached.session(), PathKind::of(attached.link()));
         // First the fact, then the news of it: whoever hears it may use the session at once.
         let attached = (!attached.core().is_closed_to_calls()).then_some(attached);
         self.peer.state.send_replace(State { attached, ..State::default() });
@@ -512,6 +556,7 @@ impl Owner {
         self.peer.known().seen = Some(SystemTime::now());
         self.peer.state.send_modify(|state| state.attached = None);
         self.suspecting = false;
+        self.upgrade = Upgrade::default();
         self.restoring.iter_mut().for_each(Restoring::lost);
         if let (Some(session), None) = (&self.session, self.peer.visitor) {
             self.hub.acceptor().detached(&session.core);
@@ -645,6 +690,9 @@ impl Owner {
             self.path_event(event).await;
         }
         self.judge();
+        if self.upgrade.is_due() {
+            self.do_better();
+        }
         if self.dials() {
             self.supervise(Input::Tick);
         }
@@ -690,6 +738,18 @@ impl Drop for Owner {
     }
 }
 
+/// Reaches the peer and greets it.
+async fn attempt(id: Option<AttemptId>, reach: Reach, within: Duration) -> Attempt {
+    let mut tried = Tried::default();
+    let hub = reach.hub.clone();
+    let greeted = async {
+        let link = reach.link(&mut tried).await.map_err(AttemptError::Reach)?;
+        hub.greet_dialled(link).await.map_err(AttemptError::Greet)
+    };
+    let outcome = tokio::time::timeout(within, greeted).await.unwrap_or(Err(AttemptError::Overdue));
+    Attempt { id, tried, outcome }
+}
+
 async fn restored(restoring: &mut Option<Restoring>) {
     match restoring {
         Some(restoring) => restoring.done().await,
@@ -715,7 +775,7 @@ impl fmt::Display for AttemptError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             AttemptError::Overdue => f.write_str("no answer in time"),
-            AttemptError::Dial(error) => error.fmt(f),
+            AttemptError::Reach(error) => error.fmt(f),
             AttemptError::Greet(error) => error.fmt(f),
         }
     }

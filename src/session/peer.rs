@@ -13,14 +13,15 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use super::attached::Attached;
 use super::core::Core;
 use super::greet::Greeted;
-use crate::id::NodeId;
+use super::via::{Via, Where};
+use crate::id::{NodeId, Relay};
 use crate::proto::control::BootId;
 use crate::proto::limits;
 
 /// What others ask of a peer's owner.
 pub(super) enum Command {
     /// Keep a session with the peer, dialling if need be.
-    Want(Vec<SocketAddr>),
+    Want(Where),
     /// Keep it no longer, and close it.
     Release,
     /// A link was greeted: the session goes on there.
@@ -82,6 +83,13 @@ pub(super) struct Known {
     addresses: VecDeque<SocketAddr>,
     /// What the peer said last.
     announced: Vec<SocketAddr>,
+    /// Relays that it keeps sessions with, as its owner's ticket said, and as it said itself.
+    relays: Vec<Relay>,
+    announced_relays: Vec<Relay>,
+    /// The only way to it that is to be used.
+    only: Option<Via>,
+    /// Others are reached through it.
+    hop: bool,
     pub seen: Option<SystemTime>,
 }
 
@@ -163,6 +171,30 @@ impl Peer {
         all
     }
 
+    /// The ways to it that go through relays: its own first, then those of this node; each through one, unless a way was named.
+    pub(super) fn ways(&self, ours: &[Relay]) -> Vec<Via> {
+        let known = self.known();
+        if let Some(only) = &known.only {
+            return vec![only.clone()];
+        }
+        if known.hop || ours.iter().any(|relay| relay.id == self.id) {
+            return Vec::new();
+        }
+        let relays = merged([&known.relays[..], &known.announced_relays, ours]);
+        relays.into_iter().filter(|relay| relay.id != self.id).map(|relay| Via::new(vec![relay])).collect()
+    }
+
+    /// Whether it is to be reached in one way only, which is named.
+    pub(super) fn is_only_via(&self) -> bool {
+        self.known().only.is_some()
+    }
+
+    /// Relays that it keeps sessions with.
+    pub fn relays(&self) -> Vec<Relay> {
+        let known = self.known();
+        merged([&known.relays[..], &known.announced_relays])
+    }
+
     /// When it was last connected.
     pub fn last_seen(&self) -> Option<SystemTime> {
         self.known().seen
@@ -188,9 +220,19 @@ impl Peer {
     }
 
     /// Keeps a session with it from now on. Asked through the hub only, which knows whether the owner still runs.
-    pub(super) fn want(&self, addresses: &[SocketAddr]) {
-        self.known().wanted = true;
-        self.command(Command::Want(addresses.to_vec()));
+    pub(super) fn want(&self, at: &Where) {
+        {
+            let mut known = self.known();
+            known.wanted = true;
+            known.hop |= at.hop;
+            if at.only.is_some() {
+                known.only = at.only.clone();
+            }
+            // What is named last is the likeliest.
+            let before = std::mem::take(&mut known.relays);
+            known.relays = merged([&at.relays[..], &before]);
+        }
+        self.command(Command::Want(at.clone()));
     }
 
     /// Keeps a session with it no longer.
@@ -228,9 +270,34 @@ impl Peer {
         self.known().announced = announced;
     }
 
+    /// The relays it says it keeps sessions with, in place of those before.
+    pub(super) fn announced_relays(&self, relays: Vec<Relay>) {
+        self.known().announced_relays = relays;
+    }
+
     pub(super) fn known(&self) -> std::sync::MutexGuard<'_, Known> {
         self.known.lock().expect("nothing panics while it is held")
     }
+}
+
+/// Each relay once, with all addresses named of it; as many as a ticket names.
+fn merged<const N: usize>(lists: [&[Relay]; N]) -> Vec<Relay> {
+    let mut merged: Vec<Relay> = Vec::new();
+    for relay in lists.into_iter().flatten() {
+        let Some(at) = merged.iter().position(|known| known.id == relay.id) else {
+            if merged.len() < limits::RELAYS {
+                merged.push(relay.clone());
+            }
+            continue;
+        };
+        for address in &relay.addresses {
+            let known = &mut merged[at].addresses;
+            if known.len() < limits::ADDRESSES && !known.contains(address) {
+                known.push(*address);
+            }
+        }
+    }
+    merged
 }
 
 impl fmt::Debug for Peer {

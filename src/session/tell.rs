@@ -4,21 +4,17 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use futures_util::StreamExt;
-use futures_util::stream::FuturesUnordered;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 
 use super::hub::Hub;
+use super::reach::{Tried, dial_all};
 use crate::id::NodeId;
-use crate::net::Link;
 use crate::policy::Action;
 use crate::proto::close::CloseCode;
 use crate::proto::limits;
 
 /// Most addresses of a peer that are dialled, the likeliest first.
 pub const TOLD_AT: usize = 4;
-/// Each of them this much after the one before, so that one that leads nowhere costs little ("Happy Eyeballs", RFC 8305).
-const STAGGER: Duration = Duration::from_millis(150);
 /// A peer that takes longer to answer has noticed by itself before long.
 const WITHIN: Duration = limits::ANSWER_BOUND;
 
@@ -31,7 +27,8 @@ impl Hub {
         if !permitted || id == self.own().id || self.is_draining() || self.known_peer(id).is_some() {
             return;
         }
-        let Ok(Some(link)) = timeout(WITHIN, self.reach(id, addresses)).await else {
+        let (addresses, mut tried) = (&addresses[..addresses.len().min(TOLD_AT)], Tried::default());
+        let Ok(Ok(link)) = timeout(WITHIN, dial_all(self, id, addresses, &mut tried)).await else {
             return tracing::debug!(peer = %id.short(), "a peer from before was not there to be told");
         };
         if let Err(error) = self.has_room_for(&link) {
@@ -46,25 +43,5 @@ impl Hub {
                 peer.learn([at]);
             }
         }
-    }
-
-    /// A link to the peer, from the first address at which it answers.
-    async fn reach(&self, id: NodeId, addresses: &[SocketAddr]) -> Option<Link> {
-        let after = (0..).map(|before| STAGGER * before);
-        let dial = |(address, after): (&SocketAddr, Duration)| {
-            let address = *address;
-            async move {
-                sleep(after).await;
-                self.endpoint().dial(address, id).await
-            }
-        };
-        let mut dials: FuturesUnordered<_> = addresses.iter().take(TOLD_AT).zip(after).map(dial).collect();
-        while let Some(dialled) = dials.next().await {
-            match dialled {
-                Ok(link) => return Some(link),
-                Err(error) => tracing::debug!(peer = %id.short(), %error, "not there"),
-            }
-        }
-        None
     }
 }

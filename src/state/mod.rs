@@ -13,6 +13,8 @@ pub mod ids;
 pub mod liveness;
 pub mod pick;
 pub mod prefix;
+pub mod quota;
+pub mod rate;
 pub mod replay;
 pub mod roster;
 pub mod streams;

@@ -82,10 +82,10 @@ impl Roster {
     }
 
     /// We dialled this link and are about to say hello on it: the attach number to propose. `None` if the peer has a link
-    /// that is not [suspect](Self::suspect), or is being greeted already, and this one can be closed.
-    pub fn propose(&mut self, peer: NodeId, link: LinkNumber) -> Option<u64> {
+    /// that is not [suspect](Self::suspect), and this one is not `better`, or is being greeted already; then this one can be closed.
+    pub fn propose(&mut self, peer: NodeId, link: LinkNumber, better: bool) -> Option<u64> {
         let entry = self.nodes.entry(peer).or_default();
-        if (entry.link.is_some() && !entry.suspect) || entry.dial.is_some() {
+        if (entry.link.is_some() && !entry.suspect && !better) || entry.dial.is_some() {
             return None;
         }
         let attach = entry.attach.max(entry.proposed).checked_add(1)?;

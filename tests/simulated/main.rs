@@ -8,6 +8,7 @@ mod crossing;
 mod partitions;
 mod presence;
 mod refusals;
+mod relays;
 mod resume;
 mod slow;
 mod support;

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 use voltmesh::id::NodeId;
+use voltmesh::node::config::RelayMode;
 use voltmesh::node::{Builder, Events};
 use voltmesh::session::DisconnectReason;
 use voltmesh::{Event, Node, Receiver, Sender, Service, Session};
@@ -62,10 +63,30 @@ pub fn closed() -> Builder {
     Node::builder().listen(loopback())
 }
 
+/// How many relays are between two nodes that are [joined](join): `VOLT_RELAYS`, or none.
+pub fn relays_between() -> usize {
+    std::env::var("VOLT_RELAYS").map_or(0, |relays| relays.parse().expect("VOLT_RELAYS is a number"))
+}
+
+/// Relays that carry for anyone, each a neighbour of the next.
+pub async fn chain(relays: usize) -> Vec<Node> {
+    let mut chain: Vec<Node> = Vec::new();
+    for _ in 0..relays {
+        let relay = closed().open(true).relay(RelayMode::Open).bind().await.unwrap();
+        if let Some(before) = chain.last() {
+            soon(before.connect(relay.ticket())).await.unwrap();
+        }
+        chain.push(relay);
+    }
+    chain
+}
+
 /// Two nodes with a session, and that session as each of them holds it.
 pub struct Pair {
     pub a: Node,
     pub b: Node,
+    /// What carries it, if it is no link.
+    pub relays: Vec<Node>,
     /// The session with `b`, held by `a`.
     pub to_b: Session,
     /// The session with `a`, held by `b`.
@@ -77,19 +98,32 @@ pub async fn pair(at_a: Service, at_b: Service) -> Pair {
     join(open_node(at_a).await, open_node(at_b).await).await
 }
 
-/// Connects `a` to `b`, and waits until both have it.
+/// Connects `a` to `b`, by as many relays as are asked for, and waits until both have it.
 pub async fn join(a: Node, b: Node) -> Pair {
     let mut events = b.events();
-    let to_b = soon(a.connect(b.ticket())).await.unwrap();
+    let relays = chain(relays_between()).await;
+    let to_b = match relays.last() {
+        None => soon(a.connect(b.ticket())).await.unwrap(),
+        Some(last) => {
+            soon(b.connect(last.ticket())).await.unwrap();
+            until(|| last.session(b.id()).is_some_and(|session| session.id().is_some())).await;
+            let tickets: Vec<_> = relays.iter().map(Node::ticket).collect();
+            soon(a.connect_via(&tickets, b.id(), SOON)).await.unwrap()
+        }
+    };
     connected(&mut events, a.id()).await;
     let to_a = b.session(a.id()).expect("it is connected");
-    Pair { a, b, to_b, to_a }
+    assert_eq!(to_b.path().is_some_and(|path| path.is_relayed()), !relays.is_empty());
+    Pair { a, b, relays, to_b, to_a }
 }
 
 impl Pair {
     /// Ends both nodes in good order.
     pub async fn shutdown(self) {
         soon(async { tokio::join!(self.a.shutdown(), self.b.shutdown()) }).await;
+        for relay in self.relays {
+            soon(relay.shutdown()).await;
+        }
     }
 }
 

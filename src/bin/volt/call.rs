@@ -24,7 +24,7 @@ use crate::signals::Signals;
 #[derive(Debug, Args)]
 #[command(
     name = "call",
-    after_help = "Examples:\n  volt call bob greeter/hello '\"world\"'\n  echo '{\"to\": 3}' | volt call bob math/count -\n  seq 10 | volt call bob math/sum --stream\n  volt call service:camera@hub camera/snap\n  volt call volt1aexample clock/now --timeout 2s --fail-fast"
+    after_help = "Examples:\n  volt call bob greeter/hello '\"world\"'\n  echo '{\"to\": 3}' | volt call bob math/count -\n  seq 10 | volt call bob math/sum --stream\n  volt call did:key:z6Mk… clock/now --via hub\n  volt call service:camera@hub camera/snap\n  volt call volt1aexample clock/now --timeout 2s --fail-fast"
 )]
 pub struct CallArgs {
     /// A ticket, an id (`did:key:…`), a name, or `service:NAME[@PEER]`: whoever provides it, by that peer's directory
@@ -50,6 +50,9 @@ pub struct CallArgs {
     /// A key that makes it one call however often it is made: executed once, sent again if the session ends
     #[arg(long, value_name = "KEY")]
     idempotency_key: Option<String>,
+    /// Reach the peer by way of this relay, if it is not connected yet; given several times: of these, one after the other
+    #[arg(long, value_name = "PEER")]
+    via: Vec<String>,
 }
 
 fn name_and_value(text: &str) -> Result<(String, String), String> {
@@ -62,6 +65,7 @@ fn name_and_value(text: &str) -> Result<(String, String), String> {
 impl CallArgs {
     pub async fn run(self, context: &Context) -> Result<ExitCode, Failure> {
         peers::check_callee(&self.peer)?;
+        self.via.iter().try_for_each(|relay| peers::parse(relay).map(drop))?;
         let mut signals = Signals::new()?;
         let messages = self.messages()?;
         let head = CallHead {
@@ -72,6 +76,7 @@ impl CallArgs {
             stream: self.stream,
             metadata: self.meta,
             idempotency_key: self.idempotency_key,
+            via: self.via,
         };
         let door = Door::open(context).await?;
         let work = async {

@@ -61,7 +61,7 @@ impl Disconnect {
     pub async fn run(self, context: &Context) -> Result<(), Failure> {
         peers::parse(&self.peer)?;
         let client = running(context).await?;
-        let done: Value = client.post("/v1/disconnect", &PeerRequest { peer: self.peer, timeout_ms: 0 }).await?;
+        let done: Value = client.post("/v1/disconnect", &PeerRequest { peer: self.peer, timeout_ms: 0, via: Vec::new() }).await?;
         if context.json {
             output::json(&json!({ "peer": done["peer"], "connected": false }));
         } else {

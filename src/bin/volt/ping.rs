@@ -26,11 +26,14 @@ pub struct Ping {
     /// How long each may take
     #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = humantime::parse_duration)]
     timeout: Duration,
+    /// Reach the peer by way of this relay, if it is not connected yet; given several times: of these, one after the other
+    #[arg(long, value_name = "PEER")]
+    via: Vec<String>,
 }
 
 impl Ping {
     pub async fn run(self, context: &Context) -> Result<(), Failure> {
-        peers::parse(&self.peer)?;
+        self.via.iter().chain([&self.peer]).try_for_each(|peer| peers::parse(peer).map(drop))?;
         let mut signals = Signals::new()?;
         let door = Door::open(context).await?;
         let done = tokio::select! {
@@ -45,16 +48,17 @@ impl Ping {
         // Keeps the session of a visit between the rounds.
         let mut guest = None;
         if let Door::Visitor(node, guests) = door {
-            let target = peers::resolve(node, &self.peer).await?;
+            let target = peers::resolve_via(node, &self.peer, &self.via).await?;
             guest = Some(guests.session(node, &target, self.timeout, false).await?);
         }
         for seq in 1..=self.count {
             let Pong { rtt_ms, path } = match door {
                 Door::Node(client) => {
                     let timeout_ms = u64::try_from(self.timeout.as_millis()).unwrap_or(u64::MAX);
-                    client.post("/v1/ping", &PeerRequest { peer: self.peer.clone(), timeout_ms }).await?
+                    let (peer, via) = (self.peer.clone(), self.via.clone());
+                    client.post("/v1/ping", &PeerRequest { peer, timeout_ms, via }).await?
                 }
-                Door::Visitor(node, guests) => peers::ping(node, guests, &self.peer, self.timeout).await?,
+                Door::Visitor(node, guests) => peers::ping(node, guests, &self.peer, &self.via, self.timeout).await?,
             };
             if context.json {
                 output::json(&json!({ "seq": seq, "rtt_ms": rtt_ms, "path": path }));

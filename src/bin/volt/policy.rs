@@ -182,17 +182,19 @@ fn policy(home: &Home) -> Result<(voltmesh::policy::Policy, Vec<Peer>), Failure>
     let store = Store::open_read_only(home.file(files::STORE))?;
     let peers = store.peers()?;
     let wanted = peers.iter().filter(|peer| peer.wanted).map(|peer| peer.id);
-    let named = config.connect.iter().filter_map(|peer| match peer {
-        PeerRef::Id(id) => Some(*id),
-        PeerRef::Ticket(ticket) => Some(ticket.id),
-        PeerRef::Name(name) => peers.iter().find(|peer| peer.name.as_ref() == Some(name)).map(|peer| peer.id),
-        _ => None,
-    });
+    let named =
+        config.connect.iter().chain(&config.mirror).chain(&config.homes).chain(&config.relays).filter_map(|peer| match peer {
+            PeerRef::Id(id) => Some(*id),
+            PeerRef::Ticket(ticket) => Some(ticket.id),
+            PeerRef::Name(name) => peers.iter().find(|peer| peer.name.as_ref() == Some(name)).map(|peer| peer.id),
+            _ => None,
+        });
     let input = PolicyInput {
         dialled: wanted.chain(named).collect(),
         rules: config.rules.into_iter().chain(store.rules()?).collect(),
         groups: config.groups,
         open: config.open,
+        relay: config.relay,
     };
     Ok((voltmesh::policy::Policy::new(input).map_err(Failure::local)?, peers))
 }

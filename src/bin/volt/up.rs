@@ -8,7 +8,7 @@ use tokio::sync::mpsc;
 use voltmesh::Node;
 use voltmesh::id::NodeId;
 use voltmesh::local::{EventLine, Failure, Server, peers};
-use voltmesh::node::config::PeerRef;
+use voltmesh::node::config::{PeerRef, RelayMode};
 
 use crate::context::Context;
 use crate::door::unbound;
@@ -21,7 +21,7 @@ use crate::signals::Signals;
 /// `profile`, `open`, `groups` and `rule`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  volt up\n  volt up --listen 0.0.0.0:9000 --connect bob\n  volt up --json | jq -r 'select(.event==\"ready\").ticket'"
+    after_help = "Examples:\n  volt up\n  volt up --listen 0.0.0.0:9000 --connect bob\n  volt up --relay closed --connect volt1…\n  volt up --via volt1…\n  volt up --json | jq -r 'select(.event==\"ready\").ticket'"
 )]
 pub struct Up {
     /// Listen at this address; may be given several times (default: every address, port 8658, or a free one that is kept)
@@ -33,6 +33,21 @@ pub struct Up {
     /// Let anyone connect, and call everything this node serves, unless a rule denies it
     #[arg(long)]
     open: bool,
+    /// Carry circuits for others, who may not read what is on them: `closed`, between nodes that this one knows, or `open`, for anyone
+    #[arg(long, value_name = "closed|open")]
+    relay: Option<Relaying>,
+    /// Keep a session with this relay: others reach this node through it, and it reaches others; may be given several times
+    #[arg(long, value_name = "PEER")]
+    via: Vec<String>,
+}
+
+/// For whom circuits are carried.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum Relaying {
+    /// Between nodes that this one knows
+    Closed,
+    /// For anyone
+    Open,
 }
 
 /// Lines that may wait for a slow reader of stdout; more are lost to it.
@@ -41,7 +56,7 @@ const LINES: usize = 4_096;
 impl Up {
     pub async fn run(self, context: &Context) -> Result<(), Failure> {
         let mut signals = Signals::new()?;
-        for peer in &self.connect {
+        for peer in self.connect.iter().chain(&self.via) {
             peers::parse(peer)?;
         }
         let node = self.bind(context).await?;
@@ -99,6 +114,14 @@ impl Up {
         for address in &self.listen {
             builder = builder.listen(*address);
         }
+        builder = match self.relay {
+            Some(Relaying::Closed) => builder.relay(RelayMode::Closed),
+            Some(Relaying::Open) => builder.relay(RelayMode::Open),
+            None => builder,
+        };
+        for relay in &self.via {
+            builder = builder.home_relay_at(peers::parse(relay)?);
+        }
         builder.bind().await.map_err(unbound)
     }
 
@@ -106,10 +129,11 @@ impl Up {
         for peer in &self.connect {
             let target = peers::resolve(node, peer).await?;
             let by_id = matches!(peers::parse(peer)?, PeerRef::Id(_));
-            if by_id && target.addresses.is_empty() {
+            let relayed = !target.at.relays.is_empty() || !node.ticket().relays.is_empty();
+            if by_id && target.at.addresses.is_empty() && !relayed {
                 return Err(Failure::usage(format!("nothing is known of where {peer} is")).hint("use its ticket"));
             }
-            node.hold(target.id, &target.addresses);
+            node.hold_at(target.id, &target.at);
         }
         Ok(())
     }
@@ -164,6 +188,7 @@ impl Narrator {
                 let again = if *resumed { ", with what was in flight" } else { "" };
                 format!("{} connected ({path}{again})", self.name(*peer).await)
             }
+            EventLine::Path { peer, path } => format!("{} goes on, {path}", self.name(*peer).await),
             EventLine::Disconnected { peer, reason } => {
                 format!("{} disconnected: {}", self.name(*peer).await, output::escape_line(reason))
             }

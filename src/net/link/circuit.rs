@@ -1,6 +1,7 @@
 //! A circuit as one of its ends has it: a stream that others carry for the two ends' own words, and further ones, sealed, that they open as
 //! they like. It carries nothing for others.
 
+use std::any::Any;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -8,19 +9,21 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::runtime::Handle;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::time::timeout;
 
 use super::direct::{Direct, PlainRecv, PlainSend};
-use super::sealed::{SealedRecv, SealedSend};
+use super::lanes::Lanes;
+use super::sealed::{SealedRecv, SealedSend, Tie};
 use super::{Carrier, Link, LostReason, PathError, PathRecv, PathSend};
 use crate::id::NodeId;
 use crate::net::ends::{Ends, EndsConfig, EndsError};
 use crate::net::tls::TlsError;
-use crate::proto::close::CloseCode;
+use crate::proto::circuit::{Answer, Refused, StreamHead};
+use crate::proto::close::{CloseCode, StreamCode};
+use crate::proto::codec::{self, Message};
+use crate::proto::frame::Frames;
 use crate::proto::limits;
-use crate::proto::stream::Kind;
-use crate::proto::varint;
 use crate::seal::{self, CircuitId, Direction, ExportError, Numbers, Opener, Place, Sealer, StreamKey};
 
 /// What an end says when it has judged the other one, and when it closes the circuit; the latter with a code.
@@ -34,11 +37,26 @@ pub struct Leg {
     link: Direct,
     number: u64,
     control: (PlainSend, PlainRecv),
+    /// What came on the control stream together with what was for others.
+    first: Bytes,
     streams: mpsc::Receiver<Carried>,
+    lost: watch::Sender<Option<LostReason>>,
+    surroundings: Surroundings,
+}
+
+/// What a circuit needs of whoever has the link that its leg is on.
+pub struct Surroundings {
+    /// Is told of the bytes that came over the leg: what is read makes room in the link's window.
+    pub received: Arc<dyn Fn(usize) + Send + Sync>,
+    /// Kept for as long as the circuit lives.
+    pub kept: Box<dyn Any + Send + Sync>,
 }
 
 /// A stream of the circuit that came over the leg: its number, its halves, and what came with its head.
-type Carried = (u64, PlainSend, PlainRecv, Bytes);
+pub(super) type Carried = (u64, PlainSend, PlainRecv, Bytes);
+
+/// The halves of a relayed stream, sealed.
+pub(super) type Relayed = (SealedSend, SealedRecv);
 
 /// Why a circuit did not come about.
 #[derive(Debug, thiserror::Error)]
@@ -48,8 +66,14 @@ pub enum CircuitError {
     #[error(transparent)]
     Ends(#[from] EndsError),
     /// The way to it is gone.
-    #[error(transparent)]
+    #[error("the way there was lost: {0}")]
     Path(#[from] PathError),
+    /// Somebody on the way did not open it.
+    #[error("{0}")]
+    Refused(Refused),
+    /// What came first is no answer.
+    #[error("somebody on the way broke the protocol")]
+    Answer,
     /// The other end gave no answer in time.
     #[error("the other end gave no answer in time")]
     TimedOut,
@@ -69,31 +93,51 @@ pub struct Circuit {
     words: mpsc::UnboundedSender<Bytes>,
     next: AtomicU64,
     numbers: Mutex<Numbers>,
-    streams: tokio::sync::Mutex<mpsc::Receiver<Carried>>,
+    lanes: Arc<Lanes>,
+    /// For relayed streams that carry one path stream each.
+    own_streams: Arc<Semaphore>,
     lost: watch::Sender<Option<LostReason>>,
+    received: Arc<dyn Fn(usize) + Send + Sync>,
+    kept: Mutex<Option<Box<dyn Any + Send + Sync>>>,
     runtime: Handle,
 }
 
 impl Leg {
-    /// The leg of this number on this link, whose control stream is spliced to the other end's. Streams that come with that number are
-    /// handed over by the second value.
-    pub fn new(link: &Link, number: u64, send: PathSend, recv: PathRecv) -> Option<(Self, LegStreams)> {
+    /// The leg of this number on this link, whose control stream is spliced to the other end's; `first` came with what of it was for
+    /// others. Streams that come with that number are handed over by the second value. `None`: the link is a circuit itself.
+    pub fn new(
+        link: &Link,
+        number: u64,
+        (send, recv): (PathSend, PathRecv),
+        first: Bytes,
+        surroundings: Surroundings,
+    ) -> Option<(Self, LegStreams)> {
         let (Carrier::Direct(link), PathSend::Plain(send), PathRecv::Plain(recv)) = (&link.0, send, recv) else { return None };
         let (hand_over, streams) = mpsc::channel(WAITING);
-        Some((Self { link: link.clone(), number, control: (send, recv), streams }, LegStreams(hand_over)))
+        let lost = watch::Sender::new(None);
+        let told = lost.subscribe();
+        let leg = Self { link: link.clone(), number, control: (send, recv), first, streams, lost, surroundings };
+        Some((leg, LegStreams { hand_over, lost: told }))
     }
 }
 
 /// Takes the streams of one leg to its circuit.
 #[derive(Clone, Debug)]
-pub struct LegStreams(mpsc::Sender<Carried>);
+pub struct LegStreams {
+    hand_over: mpsc::Sender<Carried>,
+    lost: watch::Receiver<Option<LostReason>>,
+}
 
 impl LegStreams {
-    /// A stream came, of this number on the circuit; `first` came with its head. False if the circuit is over. Cancel-safe.
+    /// A stream came, of this number on the circuit; `first` came with its head. Waits while too many wait to be accepted. False if
+    /// the circuit is over. Cancel-safe.
     pub async fn hand_over(&self, stream: u64, send: PathSend, recv: PathRecv, first: Bytes) -> bool {
-        match (send, recv) {
-            (PathSend::Plain(send), PathRecv::Plain(recv)) => self.0.send((stream, send, recv, first)).await.is_ok(),
-            _ => false,
+        let (PathSend::Plain(send), PathRecv::Plain(recv)) = (send, recv) else { return false };
+        let mut lost = self.lost.clone();
+        tokio::select! {
+            biased;
+            _ = lost.wait_for(Option::is_some) => false,
+            handed = self.hand_over.send((stream, send, recv, first)) => handed.is_ok(),
         }
     }
 }
@@ -111,9 +155,10 @@ impl Circuit {
         leg: Leg,
     ) -> Result<Arc<Self>, CircuitError> {
         let mut ends = Ends::dial(config, wanted)?;
-        let (send, recv) = Self::handshake(&mut ends, leg.control).await?;
+        let mut leg = leg;
+        Self::handshake(&mut ends, &mut leg, Answered::Due).await?;
         let place = seal::Circuit { id, initiator: me, responder: wanted };
-        Ok(Self::start(place, true, leg.link, leg.number, ends, (send, recv), leg.streams))
+        Ok(Self::start(place, true, ends, leg))
     }
 
     /// Accepts a circuit from whoever proves to be at its other end. Takes at most [`limits::HANDSHAKE`].
@@ -122,17 +167,16 @@ impl Circuit {
     /// [`CircuitError`]; the leg is given up.
     pub async fn accept_one(config: &EndsConfig, id: CircuitId, me: NodeId, leg: Leg) -> Result<Arc<Self>, CircuitError> {
         let mut ends = Ends::accept(config)?;
-        let (send, recv) = Self::handshake(&mut ends, leg.control).await?;
+        let mut leg = leg;
+        Self::handshake(&mut ends, &mut leg, Answered::Ours).await?;
         let initiator = ends.peer().ok_or(EndsError::CutOff)?;
         let place = seal::Circuit { id, initiator, responder: me };
-        Ok(Self::start(place, false, leg.link, leg.number, ends, (send, recv), leg.streams))
+        Ok(Self::start(place, false, ends, leg))
     }
 
     /// Until each has judged the other: who began has no other way to know that it was accepted.
-    async fn handshake(
-        ends: &mut Ends,
-        (mut send, mut recv): (PlainSend, PlainRecv),
-    ) -> Result<(PlainSend, PlainRecv), CircuitError> {
+    async fn handshake(ends: &mut Ends, leg: &mut Leg, mut answered: Answered) -> Result<(), CircuitError> {
+        let ((send, recv), mut first) = (&mut leg.control, std::mem::take(&mut leg.first));
         let shake = async {
             let (mut heard, mut welcomed) = (Vec::new(), false);
             loop {
@@ -142,38 +186,42 @@ impl Circuit {
                 let mut out = Vec::new();
                 ends.pull(&mut out);
                 if !out.is_empty() {
+                    // With the first that the accepting end has to say: until then no relay takes the circuit for open.
+                    if matches!(answered, Answered::Ours) {
+                        out.insert(0, Answer::Open as u8);
+                        answered = Answered::Done;
+                    }
                     send.write(out.into()).await?;
                 }
                 if welcomed && heard.first() == Some(&WELCOME) {
                     return Ok(());
                 }
-                let came = recv.read().await?.ok_or(EndsError::CutOff)?;
+                let mut came = match first.is_empty() {
+                    true => recv.read().await?.ok_or(EndsError::CutOff)?,
+                    false => std::mem::take(&mut first),
+                };
+                if matches!(answered, Answered::Due) {
+                    match came.split_to(1.min(came.len())).first().copied().and_then(Answer::from_byte) {
+                        Some(Answer::Open) => answered = Answered::Done,
+                        Some(Answer::Refused) => return Err(refused(recv, came).await?),
+                        None => return Err(CircuitError::Answer),
+                    }
+                }
                 let pushed = ends.push(&came, &mut heard);
                 if pushed.is_err() {
                     // The other end is told why.
-                    let mut alert = Vec::new();
+                    let mut alert = if matches!(answered, Answered::Ours) { vec![Answer::Open as u8] } else { Vec::new() };
                     ends.pull(&mut alert);
                     let _ = send.write(alert.into()).await;
                 }
                 pushed?;
             }
         };
-        match timeout(limits::HANDSHAKE, shake).await {
-            Ok(Ok(())) => Ok((send, recv)),
-            Ok(Err(error)) => Err(error),
-            Err(_) => Err(CircuitError::TimedOut),
-        }
+        timeout(limits::HANDSHAKE, shake).await.unwrap_or(Err(CircuitError::TimedOut))
     }
 
-    fn start(
-        place: seal::Circuit,
-        began: bool,
-        leg: Direct,
-        number: u64,
-        ends: Ends,
-        (send, recv): (PlainSend, PlainRecv),
-        streams: mpsc::Receiver<Carried>,
-    ) -> Arc<Self> {
+    fn start(place: seal::Circuit, began: bool, ends: Ends, leg: Leg) -> Arc<Self> {
+        let Leg { link: leg, number, control: (send, recv), streams, lost, surroundings, .. } = leg;
         let (words, said) = mpsc::unbounded_channel();
         let circuit = Arc::new(Self {
             place,
@@ -184,12 +232,16 @@ impl Circuit {
             words,
             next: AtomicU64::new(0),
             numbers: Mutex::default(),
-            streams: tokio::sync::Mutex::new(streams),
-            lost: watch::Sender::new(None),
+            lanes: Lanes::new(began),
+            own_streams: Arc::new(Semaphore::new(limits::CIRCUIT_STREAMS as usize - limits::LANES_LIVE)),
+            lost,
+            received: surroundings.received,
+            kept: Mutex::new(Some(surroundings.kept)),
             runtime: Handle::current(),
         });
         circuit.spawn(listen(Arc::downgrade(&circuit), recv, circuit.lost.subscribe()));
         circuit.spawn(say(said, send, circuit.lost.subscribe()));
+        circuit.spawn(circuit.lanes.clone().take_in(Arc::downgrade(&circuit), streams));
         circuit
     }
 
@@ -203,6 +255,11 @@ impl Circuit {
         self.began
     }
 
+    #[cfg(test)]
+    pub(super) fn lanes(&self) -> &Lanes {
+        &self.lanes
+    }
+
     pub(super) fn leg(&self) -> &Direct {
         &self.leg
     }
@@ -211,45 +268,73 @@ impl Circuit {
         self.runtime.spawn(task);
     }
 
+    /// How it has ended, once it has.
+    pub(super) fn watch(&self) -> watch::Receiver<Option<LostReason>> {
+        self.lost.subscribe()
+    }
+
+    /// Ends when the circuit does. Keeps nothing of it.
+    pub(super) fn over(&self) -> impl Future<Output = ()> + Send + use<> {
+        let mut lost = self.lost.subscribe();
+        async move { drop(lost.wait_for(Option::is_some).await) }
+    }
+
     pub(super) async fn open(self: &Arc<Self>) -> Result<(PathSend, PathRecv), PathError> {
         self.alive()?;
-        let (mut send, recv) = self.leg.open().await?;
-        let number = self.next.fetch_add(1, Relaxed);
-        let stream = 2 * number + u64::from(!self.began);
-        let mut head = vec![Kind::CircuitStream as u8];
-        varint::put(&mut head, self.number);
-        varint::put(&mut head, stream);
-        send.write(head.into()).await?;
-        self.halves(stream, send, recv, None)
+        self.lanes.open(self).await
     }
 
     pub(super) async fn accept(self: &Arc<Self>) -> Result<(PathSend, PathRecv), PathError> {
-        let mut lost = self.lost.subscribe();
-        let carried = {
-            let mut streams = self.streams.lock().await;
-            tokio::select! {
-                biased;
-                _ = lost.wait_for(Option::is_some) => None,
-                carried = streams.recv() => carried,
-            }
-        };
-        let Some((stream, send, recv, first)) = carried else { return Err(PathError::Lost(self.closed().await)) };
+        self.alive()?;
+        self.lanes.accept(self).await
+    }
+
+    /// Opens a stream on the leg, of which there is credit for so many. Cancel-safe.
+    pub(super) async fn open_on_leg(&self) -> Result<(PlainSend, PlainRecv), PathError> {
+        tokio::select! {
+            biased;
+            opened = self.leg.open() => opened.map_err(|error| self.on_leg(error)),
+            () = self.over() => Err(PathError::Lost(self.lost().unwrap_or(LostReason::Here))),
+        }
+    }
+
+    /// Leave to open one more relayed stream for a path stream that has moved off its lane; waits while there are too many. Cancel-safe.
+    pub(super) async fn own_stream(&self) -> Result<OwnedSemaphorePermit, PathError> {
+        tokio::select! {
+            biased;
+            permit = self.own_streams.clone().acquire_owned() => permit.map_err(|_| PathError::Closed),
+            () = self.over() => Err(PathError::Lost(self.lost().unwrap_or(LostReason::Here))),
+        }
+    }
+
+    /// A relayed stream of this end's, of a number of its own.
+    pub(super) fn relayed(self: &Arc<Self>, (send, recv): (PlainSend, PlainRecv)) -> Result<Relayed, PathError> {
+        let number = self.next.fetch_add(1, Relaxed);
+        let stream = 2 * number + u64::from(!self.began);
+        let mut head = Vec::new();
+        StreamHead { leg: self.number, stream }.put(&mut head);
+        self.halves(stream, send, recv, head, None)
+    }
+
+    /// A relayed stream that came over the leg.
+    pub(super) fn carried(self: &Arc<Self>, (stream, send, recv, first): Carried) -> Result<Relayed, PathError> {
         let theirs = stream % 2 == u64::from(self.began);
         // Anybody on the way can say a number: it is accepted when a record has verified.
         if !theirs || self.numbers().check(stream / 2).is_err() {
             return Err(PathError::Lost(self.broken(&format!("stream {stream} cannot be"))));
         }
-        self.halves(stream, send, recv, Some(first))
+        self.halves(stream, send, recv, Vec::new(), Some(first))
     }
 
-    /// `first` of a stream that the peer has opened: what came with its head.
+    /// `head` of one that this end has opened: what goes before its first record. `first` of one that the peer has: what came with that.
     fn halves(
         self: &Arc<Self>,
         stream: u64,
         send: PlainSend,
         recv: PlainRecv,
+        head: Vec<u8>,
         first: Option<Bytes>,
-    ) -> Result<(PathSend, PathRecv), PathError> {
+    ) -> Result<Relayed, PathError> {
         let (ours, theirs) = match self.began {
             true => (Direction::FromInitiator, Direction::FromResponder),
             false => (Direction::FromResponder, Direction::FromInitiator),
@@ -262,9 +347,8 @@ impl Circuit {
         let (sealer, mut opener) = (Sealer::new(key(ours).map_err(no_keys)?), Opener::new(key(theirs).map_err(no_keys)?));
         let unproved = first.is_some().then_some(stream / 2);
         opener.push(&first.unwrap_or_default());
-        let send = SealedSend::new(send, sealer, self.clone());
-        let recv = SealedRecv::new(recv, opener, self.clone(), unproved);
-        Ok((PathSend::Sealed(Box::new(send)), PathRecv::Sealed(Box::new(recv))))
+        let tie = Tie::new(self);
+        Ok((SealedSend::new(send, sealer, tie.clone(), head), SealedRecv::new(recv, opener, tie, unproved)))
     }
 
     /// A record of the peer's stream of this number has verified.
@@ -298,7 +382,25 @@ impl Circuit {
             }
             first
         });
+        drop(self.kept.lock().expect("nothing panics while it is held").take());
         told.unwrap_or(why)
+    }
+
+    /// Bytes came over the leg, and were read.
+    pub(super) fn received(&self, bytes: usize) {
+        (self.received)(bytes);
+    }
+
+    /// What an error of a stream on the leg means for one of the circuit's: that the leg is gone says nothing of how its other end is.
+    pub(super) fn on_leg(&self, error: PathError) -> PathError {
+        match error {
+            PathError::Lost(reason) => PathError::Lost(self.end(way_lost(&reason), CloseCode::Lost)),
+            PathError::Reset(code) | PathError::Stopped(code) if code == StreamCode::Busy as u64 => {
+                let why = LostReason::Transport("a relay on the way takes no more streams".into());
+                PathError::Lost(self.end(why, CloseCode::Lost))
+            }
+            other => other,
+        }
     }
 
     pub(super) async fn closed(&self) -> LostReason {
@@ -311,7 +413,7 @@ impl Circuit {
         self.lost.borrow().clone()
     }
 
-    fn alive(&self) -> Result<(), PathError> {
+    pub(super) fn alive(&self) -> Result<(), PathError> {
         self.lost().map_or(Ok(()), |lost| Err(PathError::Lost(lost)))
     }
 
@@ -322,6 +424,32 @@ impl Circuit {
     fn numbers(&self) -> MutexGuard<'_, Numbers> {
         self.numbers.lock().expect("nothing panics while it is held")
     }
+}
+
+/// Where a handshake stands with the byte that says that the circuit is open.
+enum Answered {
+    /// It is to come.
+    Due,
+    /// It is ours to say.
+    Ours,
+    Done,
+}
+
+/// Why there is no circuit, from whoever on the way says so.
+async fn refused(recv: &mut PlainRecv, came: Bytes) -> Result<CircuitError, CircuitError> {
+    let mut frames = Frames::new(Refused::LIMIT);
+    frames.push(came);
+    loop {
+        if let Some(frame) = frames.next_frame().map_err(|_| CircuitError::Answer)? {
+            return codec::decode(&frame).map(CircuitError::Refused).map_err(|_| CircuitError::Answer);
+        }
+        frames.push(recv.read().await?.ok_or(CircuitError::Answer)?);
+    }
+}
+
+/// The loss of the first part of the way, which the other end has not wanted.
+fn way_lost(reason: &LostReason) -> LostReason {
+    LostReason::Transport(format!("the way there was lost: {reason}"))
 }
 
 /// Hears what the other end says, until the circuit is over.
@@ -339,18 +467,18 @@ async fn listen(circuit: std::sync::Weak<Circuit>, mut recv: PlainRecv, mut lost
                 circuit.ends().push(&bytes, &mut heard).err().map(|error| LostReason::Transport(error.to_string()))
             }
             Ok(None) => Some(LostReason::Transport("the circuit was cut off".into())),
-            Err(PathError::Lost(reason)) => Some(reason),
-            Err(error) => Some(LostReason::Transport(error.to_string())),
+            Err(PathError::Lost(reason)) => Some(way_lost(&reason)),
+            Err(error) => Some(LostReason::Transport(format!("the circuit was cut off: {error}"))),
         };
         if let Some(reason) = ended {
-            circuit.end(reason, CloseCode::Goodbye);
+            circuit.end(reason, CloseCode::Lost);
             return;
         }
         if let Some(at) = heard.iter().position(|word| *word == CLOSE) {
             let Some(code) = heard.get(at + 1) else { continue };
             let reason =
                 CloseCode::from_number(u64::from(*code)).map_or(LostReason::ClosedUnknown(u64::from(*code)), LostReason::Closed);
-            circuit.end(reason, CloseCode::Goodbye);
+            circuit.end(reason, CloseCode::Lost);
             return;
         }
         heard.clear();
@@ -371,7 +499,7 @@ async fn say(mut words: mpsc::UnboundedReceiver<Bytes>, mut send: PlainSend, mut
 
 impl Drop for Circuit {
     fn drop(&mut self) {
-        self.close(CloseCode::Goodbye);
+        self.close(CloseCode::Lost);
     }
 }
 

@@ -1,7 +1,7 @@
 //! A link of its own: an authenticated QUIC connection to a neighbour, and its streams. Nothing above the links sees quinn.
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -36,6 +36,8 @@ pub struct Direct {
     dialled: bool,
     /// Given back with the first close, however long others hold on to what is left.
     counted: Arc<Mutex<Option<Counted>>>,
+    /// Circuits that go over it, each with streams of its own.
+    circuits: Arc<AtomicU32>,
 }
 
 /// One of what a number counts, until it is dropped.
@@ -57,7 +59,7 @@ impl Drop for Counted {
 
 impl Direct {
     pub fn new(connection: quinn::Connection, peer: NodeId, dialled: bool, counted: Counted) -> Self {
-        Self { connection, peer, dialled, counted: Arc::new(Mutex::new(Some(counted))) }
+        Self { connection, peer, dialled, counted: Arc::new(Mutex::new(Some(counted))), circuits: Arc::default() }
     }
 
     /// The key the other end has proved to hold.
@@ -114,8 +116,20 @@ impl Direct {
 
     /// Lifts the bounds of a stranger: the peer may open as many streams as a permitted one.
     pub fn permit(&self) {
-        self.connection.set_max_concurrent_bi_streams(VarInt::from_u32(limits::STREAMS));
+        self.grant_streams();
         self.set_window(limits::WINDOW_IDLE_BYTES);
+    }
+
+    /// One more circuit goes over it, until what is returned is dropped: the peer may open streams for that too.
+    pub fn carries(&self) -> OneMore {
+        self.circuits.fetch_add(1, Relaxed);
+        self.grant_streams();
+        OneMore(self.clone())
+    }
+
+    fn grant_streams(&self) {
+        let more = self.circuits.load(Relaxed).saturating_mul(limits::CIRCUIT_STREAMS);
+        self.connection.set_max_concurrent_bi_streams(VarInt::from_u32(limits::STREAMS.saturating_add(more)));
     }
 
     /// Sets how many bytes the peer may have in flight to us in all.
@@ -137,6 +151,17 @@ impl Direct {
     /// How the link ended, if it has.
     pub fn lost(&self) -> Option<LostReason> {
         self.connection.close_reason().map(LostReason::from)
+    }
+}
+
+/// A circuit that goes over a link, as far as the link's credit is concerned.
+#[derive(Debug)]
+pub struct OneMore(Direct);
+
+impl Drop for OneMore {
+    fn drop(&mut self) {
+        self.0.circuits.fetch_sub(1, Relaxed);
+        self.0.grant_streams();
     }
 }
 
@@ -186,8 +211,13 @@ impl PlainSend {
 
     /// Gives up: the peer sees this code instead of the rest.
     pub fn reset(&mut self, code: StreamCode) {
+        self.reset_as(code as u64);
+    }
+
+    /// The same with any code.
+    pub fn reset_as(&mut self, code: u64) {
         if std::mem::take(&mut self.open) {
-            let _ = self.inner.reset(VarInt::from_u32(code as u32));
+            let _ = self.inner.reset(VarInt::from_u64(code).unwrap_or_default());
         }
     }
 
@@ -233,7 +263,12 @@ impl PlainRecv {
 
     /// The next bytes in order; `None` at the end. Cancel-safe.
     pub async fn read(&mut self) -> Result<Option<Bytes>, PathError> {
-        match self.inner.read_chunk(usize::MAX, true).await {
+        self.read_up_to(usize::MAX).await
+    }
+
+    /// The same, at most so many. Cancel-safe.
+    pub async fn read_up_to(&mut self, most: usize) -> Result<Option<Bytes>, PathError> {
+        match self.inner.read_chunk(most, true).await {
             Ok(Some(chunk)) => Ok(Some(chunk.bytes)),
             Ok(None) => Ok(None),
             Err(ReadError::Reset(code)) => Err(PathError::Reset(code.into_inner())),
@@ -242,8 +277,21 @@ impl PlainRecv {
         }
     }
 
+    /// Waits until the peer gives up sending, with which code; for ever if it does not. Cancel-safe.
+    pub async fn given_up(&mut self) -> u64 {
+        match self.inner.received_reset().await {
+            Ok(Some(code)) => code.into_inner(),
+            _ => std::future::pending().await,
+        }
+    }
+
     /// Reads no more, and tells the peer why.
     pub fn stop(&mut self, code: StreamCode) {
-        let _ = self.inner.stop(VarInt::from_u32(code as u32));
+        self.stop_as(code as u64);
+    }
+
+    /// The same with any code.
+    pub fn stop_as(&mut self, code: u64) {
+        let _ = self.inner.stop(VarInt::from_u64(code).unwrap_or_default());
     }
 }

@@ -3,6 +3,9 @@
 
 mod circuit;
 mod direct;
+mod halves;
+mod lane;
+mod lanes;
 mod sealed;
 
 use std::net::SocketAddr;
@@ -12,11 +15,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::future::Either;
 
-pub use self::circuit::{Circuit, CircuitError, Leg, LegStreams};
+pub use self::circuit::{Circuit, CircuitError, Leg, LegStreams, Surroundings};
 pub(super) use self::direct::Counted;
+pub use self::direct::OneMore;
 pub(crate) use self::direct::canonical;
 use self::direct::{Direct, PlainRecv, PlainSend};
-use self::sealed::{SealedRecv, SealedSend};
+use self::halves::{CircuitRecv, CircuitSend};
 use crate::id::NodeId;
 use crate::proto::close::{CloseCode, StreamCode};
 
@@ -73,6 +77,7 @@ fn code_text(code: CloseCode) -> &'static str {
         CloseCode::Timeout => "it says we were too slow",
         CloseCode::Version => "no protocol version in common",
         CloseCode::WrongKey => "it dialled another key",
+        CloseCode::Lost => "it has lost the way here",
     }
 }
 
@@ -193,6 +198,23 @@ impl Link {
         }
     }
 
+    /// One more circuit goes over this link, until what is returned is dropped: the peer may open streams for that too. `None` for a
+    /// circuit, over which none can go.
+    pub fn carries(&self) -> Option<OneMore> {
+        match &self.0 {
+            Own(link) => Some(link.carries()),
+            Relayed(_) => None,
+        }
+    }
+
+    /// The neighbour by way of whom the other end is reached, if it is none itself.
+    pub fn via(&self) -> Option<NodeId> {
+        match &self.0 {
+            Own(_) => None,
+            Relayed(circuit) => Some(circuit.leg().peer()),
+        }
+    }
+
     /// Sets how many bytes the peer may have in flight to us in all; of a circuit that is for its legs to say.
     pub fn set_window(&self, bytes: u32) {
         if let Own(link) = &self.0 {
@@ -231,7 +253,7 @@ pub enum PathSend {
     /// Of a link of its own.
     Plain(PlainSend),
     /// Of a circuit.
-    Sealed(Box<SealedSend>),
+    Sealed(Box<CircuitSend>),
 }
 
 impl PathSend {
@@ -276,7 +298,16 @@ impl PathSend {
         }
     }
 
-    /// Ends when the peer stops reading (`Err`), or has acknowledged everything up to the end (`Ok`): of a circuit, when its first relay has.
+    /// The same with any code, for whoever passes on what it was told.
+    pub fn reset_as(&mut self, code: u64) {
+        match self {
+            PathSend::Plain(send) => send.reset_as(code),
+            PathSend::Sealed(send) => send.reset(StreamCode::from_number(code).unwrap_or(StreamCode::Cancelled)),
+        }
+    }
+
+    /// Ends when the peer stops reading (`Err`), or has acknowledged everything up to the end (`Ok`): of a circuit, when its first relay has, or,
+    /// for what goes over a lane, when all of it was handed to QUIC.
     /// Cancel-safe, and independent of this half's life.
     pub fn stopped(&self) -> impl Future<Output = Result<(), PathError>> + Send + 'static {
         match self {
@@ -292,7 +323,7 @@ pub enum PathRecv {
     /// Of a link of its own.
     Plain(PlainRecv),
     /// Of a circuit.
-    Sealed(Box<SealedRecv>),
+    Sealed(Box<CircuitRecv>),
 }
 
 impl PathRecv {
@@ -304,11 +335,35 @@ impl PathRecv {
         }
     }
 
+    /// The same, at most so many bytes. Cancel-safe.
+    pub async fn read_up_to(&mut self, most: usize) -> Result<Option<Bytes>, PathError> {
+        match self {
+            PathRecv::Plain(recv) => recv.read_up_to(most).await,
+            PathRecv::Sealed(recv) => Box::pin(recv.read()).await,
+        }
+    }
+
+    /// Waits until the peer gives up sending, with which code; for ever if it does not. For whoever cannot read on. Cancel-safe.
+    pub async fn given_up(&mut self) -> u64 {
+        match self {
+            PathRecv::Plain(recv) => recv.given_up().await,
+            PathRecv::Sealed(_) => std::future::pending().await,
+        }
+    }
+
     /// Reads no more, and tells the peer why.
     pub fn stop(&mut self, code: StreamCode) {
         match self {
             PathRecv::Plain(recv) => recv.stop(code),
             PathRecv::Sealed(recv) => recv.stop(code),
+        }
+    }
+
+    /// The same with any code, for whoever passes on what it was told.
+    pub fn stop_as(&mut self, code: u64) {
+        match self {
+            PathRecv::Plain(recv) => recv.stop_as(code),
+            PathRecv::Sealed(recv) => recv.stop(StreamCode::from_number(code).unwrap_or(StreamCode::Cancelled)),
         }
     }
 }

@@ -1,27 +1,61 @@
-//! The halves of a circuit's streams: what goes in is sealed, what comes out has verified.
+//! The halves of a circuit's relayed streams: what goes in is sealed, what comes out has verified.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use tokio::sync::watch;
 
-use super::PathError;
 use super::circuit::Circuit;
 use super::direct::{PlainRecv, PlainSend};
+use super::{LostReason, PathError};
 use crate::proto::close::StreamCode;
 use crate::seal::{OpenError, Opener, PLAIN_BYTES, SealError, Sealer};
 
 type Ended = Option<Result<(), PathError>>;
+
+/// What ties a half to its circuit, without keeping that: lanes have some as long as it lives. Whoever was given a stream of it has the circuit
+/// too.
+#[derive(Clone)]
+pub struct Tie {
+    circuit: Weak<Circuit>,
+    lost: watch::Receiver<Option<LostReason>>,
+}
+
+impl Tie {
+    pub(super) fn new(circuit: &Arc<Circuit>) -> Self {
+        Self { circuit: Arc::downgrade(circuit), lost: circuit.watch() }
+    }
+
+    /// What comes of this, unless the circuit ends before; and what an error on the leg means for the circuit.
+    async fn unless_over<T>(&mut self, done: impl Future<Output = Result<T, PathError>>) -> Result<T, PathError> {
+        let done = tokio::select! {
+            biased;
+            done = done => done,
+            lost = self.lost.wait_for(Option::is_some) => {
+                let reason = lost.ok().and_then(|lost| lost.clone());
+                return Err(PathError::Lost(reason.unwrap_or(LostReason::Here)));
+            }
+        };
+        done.map_err(|error| self.on_leg(error))
+    }
+
+    fn on_leg(&self, error: PathError) -> PathError {
+        match self.circuit.upgrade() {
+            Some(circuit) => circuit.on_leg(error),
+            None => error,
+        }
+    }
+}
 
 /// The sending half. What was sealed and found no room yet is kept here: less than one record.
 pub struct SealedSend {
     inner: Inner,
     sealer: Sealer,
     pending: Bytes,
-    circuit: Arc<Circuit>,
+    tie: Tie,
 }
 
 enum Inner {
@@ -33,8 +67,22 @@ enum Inner {
 }
 
 impl SealedSend {
-    pub(super) fn new(inner: PlainSend, sealer: Sealer, circuit: Arc<Circuit>) -> Self {
-        Self { inner: Inner::Here(inner), sealer, pending: Bytes::new(), circuit }
+    /// `head`: what goes before the first record, as it is.
+    pub(super) fn new(inner: PlainSend, sealer: Sealer, tie: Tie, head: Vec<u8>) -> Self {
+        Self { inner: Inner::Here(inner), sealer, pending: head.into(), tie }
+    }
+
+    /// The first record, which leaves with what is written next.
+    pub(super) fn begin(&mut self, first: &[u8]) -> Result<(), PathError> {
+        let before = std::mem::take(&mut self.pending);
+        self.seal(first, false)?;
+        self.pending = [before, std::mem::take(&mut self.pending)].concat().into();
+        Ok(())
+    }
+
+    /// How many records can still be sealed.
+    pub(super) fn left(&self) -> u32 {
+        self.sealer.left()
     }
 
     pub async fn write(&mut self, mut bytes: Bytes) -> Result<(), PathError> {
@@ -70,7 +118,8 @@ impl SealedSend {
             return finished;
         }
         let (told, ended) = watch::channel(None);
-        self.circuit.spawn(async move {
+        let Some(circuit) = self.tie.circuit.upgrade() else { return Err(PathError::Closed) };
+        circuit.spawn(async move {
             let written = async {
                 inner.write(left).await?;
                 inner.finish()?;
@@ -91,7 +140,10 @@ impl SealedSend {
 
     pub fn stopped(&self) -> BoxFuture<'static, Result<(), PathError>> {
         match &self.inner {
-            Inner::Here(inner) => inner.stopped().boxed(),
+            Inner::Here(inner) => {
+                let (stopped, tie) = (inner.stopped(), self.tie.clone());
+                stopped.map(move |stopped| stopped.map_err(|error| tie.on_leg(error))).boxed()
+            }
             Inner::Ending(ended) => {
                 let mut ended = ended.clone();
                 let told = async move {
@@ -123,7 +175,7 @@ impl SealedSend {
     async fn flush(&mut self) -> Result<(), PathError> {
         let Inner::Here(inner) = &mut self.inner else { return Err(PathError::Closed) };
         while !self.pending.is_empty() {
-            inner.write_some(&mut self.pending).await?;
+            self.tie.unless_over(inner.write_some(&mut self.pending)).await?;
         }
         Ok(())
     }
@@ -133,14 +185,14 @@ impl SealedSend {
 pub struct SealedRecv {
     inner: PlainRecv,
     opener: Opener,
-    circuit: Arc<Circuit>,
+    tie: Tie,
     /// The number under which the peer has opened the stream, until a record has verified.
     unproved: Option<u64>,
 }
 
 impl SealedRecv {
-    pub(super) fn new(inner: PlainRecv, opener: Opener, circuit: Arc<Circuit>, unproved: Option<u64>) -> Self {
-        Self { inner, opener, circuit, unproved }
+    pub(super) fn new(inner: PlainRecv, opener: Opener, tie: Tie, unproved: Option<u64>) -> Self {
+        Self { inner, opener, tie, unproved }
     }
 
     pub async fn read(&mut self) -> Result<Option<Bytes>, PathError> {
@@ -148,14 +200,17 @@ impl SealedRecv {
             match self.opener.next_record() {
                 Ok(Some(record)) => {
                     if let Some(number) = self.unproved.take() {
-                        self.circuit.accepted(number)?;
+                        self.tie.circuit.upgrade().map_or(Err(PathError::Closed), |circuit| circuit.accepted(number))?;
                     }
                     if !record.bytes.is_empty() {
                         return Ok(Some(record.bytes));
                     }
                 }
-                Ok(None) => match self.inner.read().await? {
-                    Some(bytes) => self.opener.push(&bytes),
+                Ok(None) => match self.tie.unless_over(self.inner.read()).await? {
+                    Some(bytes) => {
+                        self.tie.circuit.upgrade().into_iter().for_each(|circuit| circuit.received(bytes.len()));
+                        self.opener.push(&bytes);
+                    }
                     None => return self.opener.end().map(|()| None).map_err(|error| self.forged(error)),
                 },
                 Err(error) => return Err(self.forged(error)),
@@ -168,7 +223,8 @@ impl SealedRecv {
     }
 
     fn forged(&self, error: OpenError) -> PathError {
-        PathError::Lost(self.circuit.broken(&error.to_string()))
+        let reason = self.tie.circuit.upgrade().map(|circuit| circuit.broken(&error.to_string()));
+        PathError::Lost(reason.unwrap_or(LostReason::Here))
     }
 }
 

@@ -9,7 +9,11 @@ use crate::net::{Bounds, Endpoint, Network, RestartKeys, Transport};
 use crate::proto::stream::Kind;
 use crate::proto::varint;
 use crate::seal::CircuitId;
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
 use tokio::sync::mpsc;
+
+mod lanes;
 
 const LEG: u64 = 7;
 const ID: CircuitId = CircuitId([5; 16]);
@@ -34,15 +38,24 @@ async fn linked(from: &Endpoint, to: &Endpoint, id: NodeId) -> (Link, Link) {
 /// What whoever carries it does with bytes on their way.
 type Meddle = fn(usize, Bytes) -> Bytes;
 
+/// For what whoever carries it waits before it takes a stream on: of the side that began the circuit, or the other one, the stream of this number.
+type Hold = Arc<dyn Fn(bool, usize) -> BoxFuture<'static, ()> + Send + Sync>;
+
+fn at_once() -> Hold {
+    Arc::new(|_, _| std::future::ready(()).boxed())
+}
+
 /// Takes every stream that one side opens on to the other, until a link ends.
-fn carry(one: &Link, other: &Link, meddle: Meddle) {
-    for (from, to) in [(one.clone(), other.clone()), (other.clone(), one.clone())] {
+fn carry(one: &Link, other: &Link, meddle: Meddle, hold: &Hold) {
+    for (began, from, to) in [(true, one.clone(), other.clone()), (false, other.clone(), one.clone())] {
+        let hold = hold.clone();
         tokio::spawn(async move {
             let mut number = 0;
             while let Ok((back, there_from)) = from.accept().await {
                 let Ok((there, back_from)) = to.open().await else { return };
-                tokio::spawn(splice(there_from, there, number, meddle));
-                tokio::spawn(splice(back_from, back, number, meddle));
+                let held = hold(began, number).shared();
+                tokio::spawn(held.clone().then(move |()| splice(there_from, there, number, meddle)));
+                tokio::spawn(held.then(move |()| splice(back_from, back, number, meddle)));
                 number += 1;
             }
         });
@@ -63,19 +76,20 @@ async fn splice(mut from: PathRecv, mut to: PathSend, number: usize, meddle: Med
     }
 }
 
-/// Gives the leg its streams: those after the control stream.
+/// Gives the leg its streams: those after the control stream. None waits for the beginning of another.
 fn demultiplex(link: Link, streams: LegStreams) {
     tokio::spawn(async move {
         while let Ok((send, mut recv)) = link.accept().await {
-            let Ok(Some(first)) = recv.read().await else { continue };
-            assert_eq!(first[0], Kind::CircuitStream as u8);
-            let (leg, length) = varint::get(&first[1..]).unwrap().unwrap();
-            let (stream, more) = varint::get(&first[1 + length..]).unwrap().unwrap();
-            assert_eq!(leg, LEG);
-            let rest = first.slice(1 + length + more..);
-            if !streams.hand_over(stream, send, recv, rest).await {
-                return;
-            }
+            let streams = streams.clone();
+            tokio::spawn(async move {
+                let Ok(Some(first)) = recv.read().await else { return };
+                assert_eq!(first[0], Kind::CircuitStream as u8);
+                let (leg, length) = varint::get(&first[1..]).unwrap().unwrap();
+                let (stream, more) = varint::get(&first[1 + length..]).unwrap().unwrap();
+                assert_eq!(leg, LEG);
+                let rest = first.slice(1 + length + more..);
+                let _ = streams.hand_over(stream, send, recv, rest).await;
+            });
         }
     });
 }
@@ -87,14 +101,23 @@ struct Ends2 {
     legs: [Link; 2],
 }
 
+/// Nobody wants to know.
+fn alone() -> Surroundings {
+    Surroundings { received: Arc::new(drop), kept: Box::new(()) }
+}
+
 /// A circuit from one node over a carrier to another.
 async fn circuit(meddle: Meddle) -> Result<Ends2, CircuitError> {
+    circuit_held(meddle, at_once()).await
+}
+
+async fn circuit_held(meddle: Meddle, hold: Hold) -> Result<Ends2, CircuitError> {
     let keys = [SecretKey::generate(), SecretKey::generate(), SecretKey::generate()];
     let ids = keys.each_ref().map(SecretKey::id);
     let endpoints = keys.each_ref().map(endpoint);
     let (a_leg, at_carrier) = linked(&endpoints[0], &endpoints[1], ids[1]).await;
     let (from_carrier, b_leg) = linked(&endpoints[1], &endpoints[2], ids[2]).await;
-    carry(&at_carrier, &from_carrier, meddle);
+    carry(&at_carrier, &from_carrier, meddle, &hold);
     let (mut send, recv) = a_leg.open().await.unwrap();
     send.write(Bytes::from_static(&[Kind::CircuitControl as u8])).await.unwrap();
     let b_control = async {
@@ -104,8 +127,8 @@ async fn circuit(meddle: Meddle) -> Result<Ends2, CircuitError> {
         (send, recv)
     };
     let (b_send, b_recv) = b_control.await;
-    let (a, a_streams) = Leg::new(&a_leg, LEG, send, recv).unwrap();
-    let (b, b_streams) = Leg::new(&b_leg, LEG, b_send, b_recv).unwrap();
+    let (a, a_streams) = Leg::new(&a_leg, LEG, (send, recv), Bytes::new(), alone()).unwrap();
+    let (b, b_streams) = Leg::new(&b_leg, LEG, (b_send, b_recv), Bytes::new(), alone()).unwrap();
     demultiplex(a_leg.clone(), a_streams);
     demultiplex(b_leg.clone(), b_streams);
     let configs = [&keys[0], &keys[2]].map(|key| EndsConfig::new(key).unwrap());

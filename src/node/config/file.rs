@@ -13,7 +13,7 @@ use serde::{Deserialize, Deserializer, de};
 use toml::Spanned;
 use toml::de::DeTable;
 
-use super::{Config, Groups, Limits, PeerRef, Prefix, Profile};
+use super::{Config, Groups, Limits, PeerRef, Prefix, Profile, RelayMode};
 use crate::node::home::{Home, files};
 use crate::policy::{Action, Effect, Pattern, Rule, Source, Subject};
 
@@ -109,6 +109,10 @@ struct Written {
     #[serde(default)]
     homes: Vec<Parsed<PeerRef>>,
     #[serde(default)]
+    relays: Vec<Parsed<PeerRef>>,
+    #[serde(default, deserialize_with = "relay")]
+    relay: Option<RelayMode>,
+    #[serde(default)]
     open: bool,
     #[serde(default)]
     exempt: Vec<Parsed<Prefix>>,
@@ -140,6 +144,8 @@ impl Written {
             connect: self.connect.into_iter().map(|peer| peer.0).collect(),
             mirror: self.mirror.into_iter().map(|peer| peer.0).collect(),
             homes: self.homes.into_iter().map(|peer| peer.0).collect(),
+            relays: self.relays.into_iter().map(|peer| peer.0).collect(),
+            relay: self.relay,
             rules: self.rule.into_iter().map(|rule| rule.into_inner().0).collect(),
             groups: self.groups,
             open: self.open,
@@ -212,6 +218,14 @@ fn profile<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Profile, D::Err
         "active" => Ok(Profile::Active),
         "battery" => Ok(Profile::Battery),
         _ => Err(de::Error::custom("profile is \"active\" or \"battery\"")),
+    }
+}
+
+fn relay<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<RelayMode>, D::Error> {
+    match String::deserialize(deserializer)?.as_str() {
+        "closed" => Ok(Some(RelayMode::Closed)),
+        "open" => Ok(Some(RelayMode::Open)),
+        _ => Err(de::Error::custom("relay is \"closed\" or \"open\"; left out, nothing is relayed but what rules permit")),
     }
 }
 

@@ -9,6 +9,7 @@ use serde_json::{Map, Value};
 
 use crate::id::{NodeId, Relay};
 use crate::proto::limits::{ADDRESSES, NAME_BYTES, RELAYS};
+use crate::session::Where;
 
 /// A peer this node's owner wants or named.
 #[derive(Clone, Debug, PartialEq)]
@@ -41,6 +42,11 @@ impl Peer {
             wanted: false,
             other: Map::new(),
         }
+    }
+
+    /// Where it may be reached.
+    pub fn at(&self) -> Where {
+        Where { addresses: self.addresses.clone(), relays: self.relays.clone(), ..Where::default() }
     }
 
     pub(super) fn to_json(&self) -> String {

@@ -33,6 +33,22 @@ pub struct Limits {
     pub node_buffer_bytes: usize,
     /// Send and receive buffers asked of the kernel, in bytes: 64 KiB to 256 MiB. [`limits::SOCKET_BUFFER_BYTES`]
     pub socket_buffer_bytes: usize,
+    /// Circuits this node carries, 0 to 100,000. [`limits::RELAY_CIRCUITS`]
+    pub relay_circuits: usize,
+    /// Those of one neighbour, 0 to 100,000. [`limits::RELAY_CIRCUITS_PER_IDENTITY`]
+    pub relay_circuits_per_identity: usize,
+    /// Those of guests (whom no rule names) from one address (IPv6: /64), 0 to 100,000. [`limits::RELAY_CIRCUITS_PER_ADDRESS`]
+    pub relay_circuits_per_address: usize,
+    /// Bytes per second carried for one neighbour that a rule names, both ways together; 0: as many as the links take, the default.
+    pub relay_bytes_per_second: u64,
+    /// The same for a guest. [`limits::RELAY_GUEST_BYTES_PER_SECOND`]
+    pub relay_guest_bytes_per_second: u64,
+    /// Bytes per second carried for all together, of which neighbours that want more get even shares; 0: as many as the links take, the
+    /// default.
+    pub relay_all_bytes_per_second: u64,
+    /// How long a circuit of a guest lasts, 1 s to 24 h. [`limits::RELAY_GUEST_TIME`]
+    #[serde(deserialize_with = "duration::from_text")]
+    pub relay_guest_time: Duration,
     /// How long a session without a path can be resumed, up to 1 h; 0: sessions are not resumed. Of two nodes the smaller holds.
     /// [`limits::RESUME_WINDOW`]
     #[serde(deserialize_with = "duration::from_text")]
@@ -65,6 +81,13 @@ impl Default for Limits {
             session_body_bytes: limits::SESSION_BODY_BYTES,
             node_buffer_bytes: limits::NODE_BUFFER_BYTES,
             socket_buffer_bytes: limits::SOCKET_BUFFER_BYTES,
+            relay_circuits: limits::RELAY_CIRCUITS,
+            relay_circuits_per_identity: limits::RELAY_CIRCUITS_PER_IDENTITY,
+            relay_circuits_per_address: limits::RELAY_CIRCUITS_PER_ADDRESS,
+            relay_bytes_per_second: 0,
+            relay_guest_bytes_per_second: limits::RELAY_GUEST_BYTES_PER_SECOND,
+            relay_all_bytes_per_second: 0,
+            relay_guest_time: limits::RELAY_GUEST_TIME,
             resume_window: limits::RESUME_WINDOW,
             backoff_max: limits::BACKOFF_MAX,
             call_deadline: limits::CALL_DEADLINE,
@@ -94,6 +117,10 @@ impl Limits {
             .or_else(|| within("session_body_bytes", self.session_body_bytes, limits::BODY_BYTES, 1_024 * MIB))
             .or_else(|| within("node_buffer_bytes", self.node_buffer_bytes, 16 * MIB, MIB.saturating_mul(MIB)))
             .or_else(|| within("socket_buffer_bytes", self.socket_buffer_bytes, MIB / 16, 256 * MIB))
+            .or_else(|| within("relay_circuits", self.relay_circuits, 0, 100_000))
+            .or_else(|| within("relay_circuits_per_identity", self.relay_circuits_per_identity, 0, 100_000))
+            .or_else(|| within("relay_circuits_per_address", self.relay_circuits_per_address, 0, 100_000))
+            .or_else(|| within("relay_guest_time", self.relay_guest_time, SECOND, 24 * HOUR))
             .or_else(|| within("resume_window", self.resume_window, Duration::ZERO, HOUR))
             .or_else(|| within("backoff_max", self.backoff_max, SECOND, HOUR))
             .or(deadlines)

@@ -35,18 +35,18 @@ fn a_peer_is_greeted_beside_a_link_only_while_that_is_suspect() {
     let (mut roster, peer) = roster(true);
     roster.suspect(peer, true);
     roster.greeted(peer, 1, Role::Node, BOOT, 4);
-    assert_eq!(roster.propose(peer, 2), None, "there was nothing to suspect yet");
+    assert_eq!(roster.propose(peer, 2, false), None, "there was nothing to suspect yet");
     roster.suspect(peer, true);
     roster.suspect(peer, false);
-    assert_eq!(roster.propose(peer, 2), None, "it answered again");
+    assert_eq!(roster.propose(peer, 2, false), None, "it answered again");
     roster.suspect(peer, true);
-    assert_eq!(roster.propose(peer, 2), Some(5));
-    assert_eq!(roster.propose(peer, 3), None, "one at a time");
+    assert_eq!(roster.propose(peer, 2, false), Some(5));
+    assert_eq!(roster.propose(peer, 3, false), None, "one at a time");
     assert!(roster.is_greeting(peer));
     assert_eq!(roster.link(peer), Some(1), "the old one is still in use");
     assert_eq!(roster.answered(peer, 2, BOOT, 5), (accepted(5, Some(1)), None));
     assert!(!roster.is_greeting(peer));
-    assert_eq!(roster.propose(peer, 3), None, "the new one is not suspect");
+    assert_eq!(roster.propose(peer, 3, false), None, "the new one is not suspect");
 }
 
 #[test]
@@ -56,7 +56,7 @@ fn a_suspicion_ends_with_its_link() {
     roster.suspect(peer, true);
     roster.ended(peer, 1);
     roster.greeted(peer, 2, Role::Node, BOOT, 2);
-    assert_eq!(roster.propose(peer, 3), None);
+    assert_eq!(roster.propose(peer, 3, false), None);
 }
 
 #[test]
@@ -64,7 +64,7 @@ fn an_old_link_that_answers_again_stays_if_the_dial_beside_it_fails() {
     let (mut roster, peer) = roster(true);
     roster.greeted(peer, 1, Role::Node, BOOT, 1);
     roster.suspect(peer, true);
-    assert_eq!(roster.propose(peer, 2), Some(2));
+    assert_eq!(roster.propose(peer, 2, false), Some(2));
     roster.suspect(peer, false);
     assert_eq!(roster.ended(peer, 2), None);
     assert_eq!(roster.link(peer), Some(1));
@@ -73,7 +73,7 @@ fn an_old_link_that_answers_again_stays_if_the_dial_beside_it_fails() {
 #[test]
 fn of_two_dials_that_crossed_the_smaller_ids_stays() {
     let (mut roster, peer) = roster(true);
-    assert_eq!(roster.propose(peer, 1), Some(1));
+    assert_eq!(roster.propose(peer, 1, false), Some(1));
     assert_eq!(roster.greeted(peer, 2, Role::Node, BOOT, 1), Verdict::Park);
     assert_eq!(roster.answered(peer, 1, BOOT, 1), (accepted(1, None), Some(Parked::Close(2))));
     assert_eq!(roster.link(peer), Some(1));
@@ -82,7 +82,7 @@ fn of_two_dials_that_crossed_the_smaller_ids_stays() {
 #[test]
 fn the_larger_id_answers_the_other_dial_and_gives_up_its_own() {
     let (mut roster, peer) = roster(false);
-    assert_eq!(roster.propose(peer, 1), Some(1));
+    assert_eq!(roster.propose(peer, 1, false), Some(1));
     assert_eq!(roster.greeted(peer, 2, Role::Node, BOOT, 1), accepted(1, None));
     assert_eq!(roster.ended(peer, 1), None);
     assert_eq!(roster.link(peer), Some(2));
@@ -91,7 +91,7 @@ fn the_larger_id_answers_the_other_dial_and_gives_up_its_own() {
 #[test]
 fn a_link_kept_aside_is_answered_when_our_own_dial_fails() {
     let (mut roster, peer) = roster(true);
-    roster.propose(peer, 1);
+    roster.propose(peer, 1, false);
     assert_eq!(roster.greeted(peer, 2, Role::Node, BOOT, 1), Verdict::Park);
     assert_eq!(roster.ended(peer, 1), Some(Parked::Accept(2, 1)));
     assert_eq!(roster.link(peer), Some(2));
@@ -100,7 +100,7 @@ fn a_link_kept_aside_is_answered_when_our_own_dial_fails() {
 #[test]
 fn regression_a_link_kept_aside_is_closed_when_a_newer_one_overtook_both() {
     let (mut roster, peer) = roster(true);
-    roster.propose(peer, 1);
+    roster.propose(peer, 1, false);
     assert_eq!(roster.greeted(peer, 2, Role::Node, BOOT, 1), Verdict::Park);
     assert_eq!(roster.greeted(peer, 3, Role::Node, BOOT, 2), accepted(2, None), "the peer gave up and dialled again");
     assert_eq!(roster.answered(peer, 1, BOOT, 1), (Verdict::Stale(2), Some(Parked::Close(2))));
@@ -110,7 +110,7 @@ fn regression_a_link_kept_aside_is_closed_when_a_newer_one_overtook_both() {
 #[test]
 fn regression_a_link_kept_aside_does_not_replace_a_newer_one() {
     let (mut roster, peer) = roster(true);
-    roster.propose(peer, 1);
+    roster.propose(peer, 1, false);
     assert_eq!(roster.greeted(peer, 2, Role::Node, BOOT, 1), Verdict::Park);
     assert_eq!(roster.greeted(peer, 3, Role::Node, BOOT, 2), accepted(2, None));
     assert_eq!(roster.ended(peer, 1), Some(Parked::Close(2)));
@@ -123,11 +123,11 @@ fn a_hello_that_comes_too_late_is_told_the_number_that_is_current() {
     roster.greeted(peer, 1, Role::Node, BOOT, 3);
     assert_eq!(roster.greeted(peer, 2, Role::Node, BOOT, 2), Verdict::Stale(3));
     let (mut other, peer) = self::roster(true);
-    assert_eq!(other.propose(peer, 9), Some(1));
+    assert_eq!(other.propose(peer, 9, false), Some(1));
     assert_eq!(other.outpaced(peer, 9, 3), Some(4), "on the same link");
     assert_eq!(other.outpaced(peer, 8, 7), None, "that dial is over");
     other.ended(peer, 9);
-    assert_eq!(other.propose(peer, 10), Some(8));
+    assert_eq!(other.propose(peer, 10, false), Some(8));
     assert_eq!(other.outpaced(peer, 10, u64::MAX), None, "what a peer says overflows nothing");
 }
 

@@ -33,7 +33,7 @@ pub fn calls_and_bytes_per_second_by_loss() {
 }
 
 /// How fast a file of the peer grows with what a streaming call sends.
-fn bytes_per_second(from: &Home, to: &Home, sink: &str, time: Duration) -> f64 {
+pub fn bytes_per_second(from: &Home, to: &Home, sink: &str, time: Duration) -> f64 {
     let mut command = from.volt(&["call", "other", &format!("bulk/{sink}"), "--stream"]);
     let mut call = command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     let mut stdin = call.stdin.take().unwrap();

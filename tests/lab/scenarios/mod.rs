@@ -5,6 +5,7 @@ mod links;
 mod lossy;
 mod nat;
 mod outage;
+mod relayed;
 mod uplink;
 
 /// A name, whether it runs alone, and the scenario: it panics if it goes wrong.
@@ -30,7 +31,15 @@ pub fn all() -> Vec<Scenario> {
         crash::a_killed_and_restarted_peer_is_noticed_though_nobody_calls,
         crash::an_accepter_that_was_frozen_is_back_at_once,
         crash::a_dialler_that_was_frozen_is_back_at_once,
+        relayed::two_nodes_behind_routers_call_each_other_through_a_relay,
+        relayed::no_call_fails_when_a_relay_is_killed_and_another_is_known,
+        relayed::a_call_outlives_twenty_seconds_without_its_only_relay,
     ];
+    all.push((
+        "relayed_and_direct_throughput_with_loss_on_each_leg",
+        true,
+        relayed::relayed_and_direct_throughput_with_loss_on_each_leg,
+    ));
     all.push(("calls_and_bytes_per_second_by_loss", true, lossy::calls_and_bytes_per_second_by_loss));
     all
 }

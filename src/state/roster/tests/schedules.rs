@@ -216,7 +216,7 @@ impl Schedule {
         stage[end] = Stage::New;
         self.wires.push(Wire { dialler: end, stage, inbox: Default::default(), dead: [false; 2] });
         let (peer, boot) = (self.nodes[1 - end].id, self.nodes[end].boot);
-        match self.nodes[end].roster.propose(peer, link) {
+        match self.nodes[end].roster.propose(peer, link, false) {
             Some(attach) => {
                 self.dials += 1;
                 self.wires[link].stage[end] = Stage::Asked(attach);

@@ -1,0 +1,218 @@
+//! Nodes that reach each other through relays, while networks and relays come and go.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use rand::RngExt;
+use tokio::time::{Instant, sleep, timeout};
+use voltmesh::id::{SecretKey, Ticket};
+use voltmesh::net::sim::{LinkProfile, SimNetwork};
+use voltmesh::node::config::RelayMode;
+use voltmesh::session::PathKind;
+use voltmesh::{Event, Node, Session};
+
+use crate::support::*;
+
+const LONG: Duration = Duration::from_secs(30);
+
+/// A relay that carries for anyone, on a host.
+async fn relay(network: &SimNetwork, host: u8, key: &SecretKey) -> Node {
+    bind(network, ip(host), key, Node::builder().open(true).relay(RelayMode::Open)).await
+}
+
+/// A node that serves, and is attached to these relays.
+async fn behind(network: &SimNetwork, host: u8, key: &SecretKey, relays: &[Ticket]) -> (Node, Served) {
+    let served = Served::default();
+    let builder = Node::builder().open(true).service(served.service());
+    let builder = relays.iter().fold(builder, |builder, relay| builder.home_relay(relay.clone()));
+    let node = bind(network, ip(host), key, builder).await;
+    for relay in relays {
+        let session = node.session(relay.id).expect("it is wanted");
+        until(LONG, || is_up(&session)).await;
+    }
+    (node, served)
+}
+
+/// Two nodes that cannot reach each other, on hosts 1 and 2, both attached to relays on the hosts from 3 on.
+struct Apart {
+    relays: Vec<Node>,
+    a: Node,
+    b: Node,
+    to_b: Session,
+    served: Served,
+    told: Told,
+}
+
+impl Apart {
+    async fn new(network: &SimNetwork, seed: u64, relays: u8) -> Self {
+        network.partition(ip(1), ip(2));
+        let mut there = Vec::new();
+        for number in 0..relays {
+            there.push(relay(network, 3 + number, &key(seed + u64::from(number))).await);
+        }
+        let tickets: Vec<Ticket> = there.iter().map(Node::ticket).collect();
+        let (a, _) = behind(network, 1, &key(seed + 100), &tickets).await;
+        let (b, served) = behind(network, 2, &key(seed + 101), &tickets).await;
+        let told = Told::by(&a, b.id());
+        let to_b = a.hold(b.id(), &[(ip(2), PORT).into()]);
+        until(LONG, || joined(&a, &b)).await;
+        Self { relays: there, a, b, to_b, served, told }
+    }
+
+    /// The host of the relay that carries the session now.
+    fn carrier(&self) -> Option<u8> {
+        let Some(PathKind::Relayed(by)) = self.to_b.path() else { return None };
+        (3..).zip(&self.relays).find(|(_, relay)| relay.id() == by).map(|(host, _)| host)
+    }
+}
+
+/// Calls all the time until it is told to stop; gives how long each answer took.
+struct Calling {
+    stop: Arc<Mutex<bool>>,
+    took: tokio::task::JoinHandle<Vec<(Instant, Duration)>>,
+}
+
+impl Calling {
+    /// So many a second.
+    fn start(to: &Session, per_second: u64) -> Self {
+        let (stop, to) = (Arc::new(Mutex::new(false)), to.clone());
+        let stopped = stop.clone();
+        let took = tokio::spawn(async move {
+            let mut calls = tokio::task::JoinSet::new();
+            while !*stopped.lock().unwrap() {
+                let to = to.clone();
+                calls.spawn(async move {
+                    let began = Instant::now();
+                    (began, echo(&to).await)
+                });
+                sleep(Duration::from_micros(1_000_000 / per_second)).await;
+            }
+            calls.join_all().await
+        });
+        Self { stop, took }
+    }
+
+    /// How long each took; none has failed.
+    async fn end(self) -> Vec<(Instant, Duration)> {
+        *self.stop.lock().unwrap() = true;
+        timeout(LONG, self.took).await.expect("all are answered").expect("none failed")
+    }
+}
+
+#[test]
+fn no_call_fails_when_a_relay_dies_and_another_is_known() {
+    let slowest = rounds_of(3, 100, |seed| async move {
+        let (network, mut random) = network(seed);
+        network.default_link(LinkProfile::perfect(ms(&mut random, 2, 40)));
+        let apart = Apart::new(&network, seed, 2).await;
+        let calling = Calling::start(&apart.to_b, 200);
+        sleep(ms(&mut random, 500, 6_000)).await;
+        let carrier = apart.carrier().expect("it is relayed");
+        network.host(ip(carrier)).crash();
+        let died = Instant::now();
+        until(LONG, || apart.carrier().is_some_and(|now| now != carrier)).await;
+        sleep(Duration::from_secs(1)).await;
+        let took = calling.end().await;
+        assert!(took.len() > 200 && apart.served.most() == 1);
+        apart.told.assert_one_session();
+        if std::env::var_os("DBG").is_some() {
+            let mut all = took.clone();
+            all.sort();
+            for (began, took) in &all {
+                println!(
+                    "DBG began {:>8.3} answered {:>8.3}",
+                    began.duration_since(died - Duration::from_secs(20)).as_secs_f64() - 20.0,
+                    (*began + *took).duration_since(died - Duration::from_secs(20)).as_secs_f64() - 20.0
+                );
+            }
+        }
+        took.into_iter().filter(|(began, took)| *began + *took >= died).map(|(_, took)| took).max().unwrap_or_default()
+    });
+    let slowest = spread("the slowest answer after a relay died", slowest);
+    assert!(slowest <= Duration::from_secs(8), "suspicion, two attempts and the last way's turn: {slowest:?}");
+}
+
+#[test]
+fn a_session_moves_to_a_link_when_there_is_one_and_back_when_it_dies() {
+    rounds(4, |seed| async move {
+        let (network, mut random) = network(seed);
+        network.default_link(LinkProfile::perfect(ms(&mut random, 2, 40)));
+        let apart = Apart::new(&network, seed, 1).await;
+        let mut events = apart.a.events();
+        let paths = Arc::new(Mutex::new(Vec::new()));
+        let (seen, b) = (paths.clone(), apart.b.id());
+        tokio::spawn(async move {
+            while let Some(event) = events.next().await {
+                if let Event::PathChanged { peer, path } = event
+                    && peer == b
+                {
+                    seen.lock().unwrap().push(path);
+                }
+            }
+        });
+        let calling = Calling::start(&apart.to_b, 50);
+        sleep(ms(&mut random, 500, 3_000)).await;
+        network.heal(ip(1), ip(2));
+        until(Duration::from_secs(400), || apart.to_b.path() == Some(PathKind::Direct)).await;
+        sleep(ms(&mut random, 500, 3_000)).await;
+        network.partition(ip(1), ip(2));
+        until(LONG, || apart.carrier().is_some()).await;
+        sleep(Duration::from_secs(1)).await;
+        let took = calling.end().await;
+        assert!(took.len() > 100 && apart.served.most() == 1);
+        apart.told.assert_one_session();
+        assert_eq!(paths.lock().unwrap().first(), Some(&PathKind::Direct), "nobody is told of a break that was none");
+    });
+}
+
+#[test]
+fn a_call_in_flight_outlives_an_outage_of_its_only_relay() {
+    rounds(4, |seed| async move {
+        let (network, mut random) = network(seed);
+        network.default_link(LinkProfile::perfect(ms(&mut random, 2, 40)));
+        let apart = Apart::new(&network, seed, 1).await;
+        let to_b = apart.to_b.clone();
+        let slow = tokio::spawn(async move { to_b.request("work/slow").timeout(LONG * 3).unary::<_, u64>(&7u64).await });
+        until(LONG, || apart.served.times(7) == 1).await;
+        network.isolate(ip(3));
+        sleep(ms(&mut random, 10_000, 20_000)).await;
+        network.rejoin(ip(3));
+        assert_eq!(timeout(LONG * 2, slow).await.unwrap().unwrap().unwrap(), 7);
+        assert_eq!(apart.served.times(7), 1);
+        apart.told.assert_one_session();
+    });
+}
+
+#[test]
+fn circuits_of_which_nothing_comes_back_are_given_up_and_leave_nothing() {
+    rounds(2, |seed| async move {
+        let (network, _) = network(seed);
+        network.default_link(LinkProfile::perfect(Duration::from_millis(10)));
+        let apart = Apart::new(&network, seed, 1).await;
+        let relay = &apart.relays[0];
+        assert_eq!(relay.relay_counts().circuits, 1);
+        // The relay does not know yet that nobody is there.
+        network.host(ip(2)).crash();
+        let (late, _) = behind(&network, 4, &key(seed + 102), &[relay.ticket()]).await;
+        let _to_b = late.hold(apart.b.id(), &[]);
+        let counted = until(LONG, || relay.relay_counts().circuits >= 2).await;
+        until(Duration::from_secs(15), || relay.relay_counts().circuits == 0).await;
+        println!("half open after {counted:?}; {:?}", relay.relay_counts());
+    });
+}
+
+#[test]
+fn a_node_is_reached_by_its_id_alone_through_a_relay_that_both_have() {
+    rounds(2, |seed| async move {
+        let (network, mut random) = network(seed);
+        network.default_link(LinkProfile::perfect(ms(&mut random, 2, 40)));
+        network.partition(ip(1), ip(2));
+        let hub = relay(&network, 3, &key(seed)).await;
+        let (a, _) = behind(&network, 1, &key(seed + 1), &[hub.ticket()]).await;
+        let (b, _) = behind(&network, 2, &key(seed + 2), &[hub.ticket()]).await;
+        let to_b = a.connect_to(b.id(), &[], LONG).await.unwrap();
+        assert_eq!(to_b.path(), Some(PathKind::Relayed(hub.id())));
+        echo(&to_b).await;
+        let _: u64 = random.random();
+    });
+}
