@@ -47,6 +47,8 @@ pub struct Case {
     stage: watch::Sender<Stage>,
     progress: Notify,
     changed: AtomicBool,
+    over: AtomicBool,
+    said_again: AtomicBool,
     /// Something waits for all else to be done.
     held: AtomicBool,
     relayed: Mutex<Vec<Relayed>>,
@@ -67,6 +69,8 @@ impl Case {
             stage: watch::Sender::new(Stage::Running),
             progress: Notify::new(),
             changed: AtomicBool::new(false),
+            over: AtomicBool::new(false),
+            said_again: AtomicBool::new(false),
             held: AtomicBool::new(false),
             relayed: Mutex::default(),
             seen: OnceLock::new(),
@@ -80,8 +84,16 @@ impl Case {
         self.progress.notify_one();
     }
 
+    /// Something else arrives than was said. What comes after the ends have said good-bye counts on the control stream only, where that is said.
     pub fn change(&self) {
-        self.changed.store(true, Relaxed);
+        if !self.over.load(Relaxed) || self.plan.way.0 == 0 {
+            self.changed.store(true, Relaxed);
+        }
+    }
+
+    /// The ends say good-bye.
+    pub fn over(&self) {
+        self.over.store(true, Relaxed);
     }
 
     pub fn is_changed(&self) -> bool {
@@ -216,19 +228,21 @@ impl Case {
         let case = self.clone();
         self.spawn(async move {
             Pump { also: also_send, ..forth }.run(rest).await;
-            case.after(index).await;
+            if case.plan.way.0 == index {
+                case.say_again().await;
+            }
         });
         self.spawn(back.run(Bytes::new()));
         also_recv.into_iter().for_each(|recv| self.spawn(drain(recv)));
     }
 
-    /// A stream's opener has said everything: now it can be said again.
-    async fn after(self: Arc<Self>, index: usize) -> Option<()> {
-        let (index_wanted, length) = (self.plan.way.0, self.plan.length);
-        if index != index_wanted || index == 0 || self.is_cut() {
+    /// A stream's opener has said everything, or all that it says for now: it can be said again. Once.
+    pub async fn say_again(&self) -> Option<()> {
+        let length = self.plan.length;
+        if !self.plan.deed.adds() || self.is_cut() || self.said_again.swap(true, Relaxed) {
             return None;
         }
-        let mut said = self.relayed.lock().unwrap()[index].clone();
+        let mut said = self.relayed.lock().unwrap().get(self.plan.way.0)?.clone();
         let number = said.number?;
         let (mut to, mut said_again) = (B - said.from, number);
         match self.plan.deed {

@@ -8,7 +8,7 @@ use voltmesh::net::{Circuit, CircuitError, Leg, LostReason, PathError};
 use voltmesh::proto::close::CloseCode;
 
 use crate::app::End;
-use crate::bench::{A, Arrival, B, Bench, C, Halves, circuit_id};
+use crate::bench::{A, Arrival, B, Bench, C, Halves, Head, alone, circuit_id};
 use crate::carrier::{Case, Relayed};
 use crate::plan::{Deed, Plan};
 use crate::table::Outcome;
@@ -63,24 +63,6 @@ async fn both_begin(case: &Arc<Case>) -> Option<[Begun; 2]> {
     Some([a, b])
 }
 
-/// A carrier says the same number twice, before any record of it has come. What the accepting end then says on the two, as it came to the
-/// carrier; nothing of what it did not let be said.
-pub async fn answers_of_a_number_said_twice(bench: &Arc<Bench>, plan: Plan, answers: [&'static [u8]; 2]) -> Vec<Vec<u8>> {
-    let leg = bench.leg_number();
-    let case = Case::new(bench, plan, [leg, leg]);
-    let [_a, b] = both_begin(&case).await.unwrap();
-    let b = voltmesh::net::Link::relayed(b.unwrap());
-    let mut said = Vec::new();
-    for answer in answers {
-        let (_send, mut recv) = bench.open(B, crate::bench::Head::stream(leg, 0)).await.unwrap();
-        let Ok((mut send, _recv)) = b.accept().await else { break };
-        send.write(Bytes::from_static(answer)).await.unwrap();
-        said.push(recv.read().await.unwrap().unwrap().to_vec());
-    }
-    case.stop();
-    said
-}
-
 async fn after_handshake(case: &Arc<Case>, begun: [Begun; 2]) -> Outcome {
     let ids = [B, A].map(|site| case.bench.sites[site].id);
     let mut accepted = Vec::new();
@@ -122,6 +104,10 @@ async fn see_it_end(case: &Arc<Case>, ends: &[End], came_about: bool) {
         })
         .await;
         if case.plan.deed.adds() {
+            case.say_again().await;
+        }
+        // What is carried beside the streams' own bytes may be looked at later than those.
+        if case.plan.deed.adds() || case.is_changed() {
             tokio::select! {
                 biased;
                 _ = lost() => {}
@@ -131,6 +117,7 @@ async fn see_it_end(case: &Arc<Case>, ends: &[End], came_about: bool) {
         if ends.iter().any(|end| end.link.lost().is_some()) {
             case.seen();
         } else {
+            case.over();
             ends[0].link.close(CloseCode::Superseded);
         }
     }
@@ -216,7 +203,7 @@ impl Misled<'_> {
             }
             Deed::OwnKey | Deed::OneSide => {
                 let (near, a) = self.from_a().await?;
-                let own = Leg::new(&bench.sites[A].carrier, self.leg, near.0, near.1)?.0;
+                let own = Leg::new(&bench.sites[A].carrier, self.leg, near, Bytes::new(), alone())?.0;
                 let (begin, accept) = (self.begin(a, ids[B]), self.accept_as_carrier(own));
                 let (a, carrier) = self.case.watched(async { tokio::join!(begin, accept) }).await;
                 let a = [("A took the carrier for B", a, None), ("the carrier has A's circuit", carrier, None)];
@@ -224,7 +211,7 @@ impl Misled<'_> {
                     return Some(self.judge(a));
                 }
                 let (far, b) = bench.lead(B, self.leg).await?;
-                let own = Leg::new(&bench.sites[B].carrier, self.leg, far.0, far.1)?.0;
+                let own = Leg::new(&bench.sites[B].carrier, self.leg, far, Bytes::new(), alone())?.0;
                 let (begin, accept) = (self.begin_as_carrier(own, ids[B]), self.accept(B, b));
                 let (own, b) = self.case.watched(async { tokio::join!(begin, accept) }).await;
                 drop(own);
@@ -297,7 +284,7 @@ impl Misled<'_> {
             control.0.write(self.old.first()?.bytes[0].clone().into()).await.ok()?;
             let mut streams = Vec::new();
             for stream in self.old[1..].iter().filter(|_| self.case.plan.deed == Deed::Reopen) {
-                let head = crate::bench::Head::stream(self.leg, stream.number?);
+                let head = Head::stream(self.leg, stream.number?);
                 let mut halves = self.case.bench.open(B, head).await?;
                 let said = stream.bytes[usize::from(stream.from == B)].clone();
                 halves.0.write(said.into()).await.ok()?;

@@ -139,7 +139,8 @@ impl Plan {
         let deed = *deeds.choose(&mut random).expect("there are some");
         let body = match random.random_range(0..20) {
             0 => random.random_range(60_000..140_000),
-            1..6 => random.random_range(8..64),
+            1..5 => random.random_range(8..64),
+            5..9 => random.random_range(3_000..20_000),
             _ => random.random_range(64..3_000),
         };
         // In records; a few bytes may be past the end.

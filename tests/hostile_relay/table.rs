@@ -30,7 +30,8 @@ struct Row {
 pub struct Table {
     rows: BTreeMap<Deed, Row>,
     pub accepted: Vec<String>,
-    /// Changed, and nobody saw it.
+    /// Changed, and nobody saw it though all was said: a piece of a record is waited for, and what is carried beside the streams' own bytes
+    /// may be awaited by nobody. Whole streams that are not the other end's are always seen.
     pub unseen: Vec<String>,
 }
 
@@ -53,6 +54,7 @@ impl Table {
         // change_cipher_spec. What follows a good-bye is not read either.
         let may_be_unseen = plan.deed.is_honest() || plan.way.0 == 0 || plan.deed == Deed::Stop;
         if outcome.changed && outcome.whole && !may_be_unseen {
+            assert!(plan.deed < Deed::DropStream, "a stream that nobody has opened was taken for one: {outcome:?}: {plan:?}");
             self.unseen.push(format!("{outcome:?}: {plan:?}"));
         }
     }
@@ -66,6 +68,10 @@ impl Table {
         }
         self.accepted.extend(other.accepted);
         self.unseen.extend(other.unseen);
+    }
+
+    pub fn all_changed(&self) -> u64 {
+        self.rows.values().map(|row| row.changed).sum()
     }
 
     /// How many changes there were of this deed.
