@@ -54,7 +54,7 @@ impl Table {
         // change_cipher_spec. What follows a good-bye is not read either.
         let may_be_unseen = plan.deed.is_honest() || plan.way.0 == 0 || plan.deed == Deed::Stop;
         if outcome.changed && outcome.whole && !may_be_unseen {
-            assert!(plan.deed < Deed::DropStream, "a stream that nobody has opened was taken for one: {outcome:?}: {plan:?}");
+            assert!(plan.deed <= Deed::DropStream, "a stream that nobody has opened was taken for one: {outcome:?}: {plan:?}");
             self.unseen.push(format!("{outcome:?}: {plan:?}"));
         }
     }
