@@ -174,7 +174,7 @@ impl Edit {
     fn change(&mut self, here: &[u8], out: &mut Vec<u8>) {
         match self.deed {
             Deed::Flip => {
-                out.push(here[0] ^ 1 << self.bit);
+                out.push(here[0] ^ (1 << self.bit));
                 out.extend_from_slice(&here[1..]);
                 (self.changed, self.done) = (true, true);
             }
