@@ -137,10 +137,8 @@ impl Heard {
             at += bytes.len();
             match &bodies[..] {
                 [] => self.false_word(format!("{} bytes up to {at} that nobody said there", bytes.len())),
-                [(Some(number), _)] if !std::mem::replace(&mut known, true) => {
-                    if std::mem::replace(&mut self.came.lock().unwrap()[*number], true) {
-                        self.false_word(format!("stream {number} came again"));
-                    }
+                [(Some(number), _)] if !std::mem::replace(&mut known, true) && self.has_come(*number) => {
+                    self.false_word(format!("stream {number} came again"));
                 }
                 _ => {}
             }
@@ -152,6 +150,11 @@ impl Heard {
                 Ok(None)
             }
         }
+    }
+
+    /// Whether the other's stream of this number came before.
+    fn has_come(&self, number: usize) -> bool {
+        std::mem::replace(&mut self.came.lock().unwrap()[number], true)
     }
 
     fn false_word(&self, what: String) {

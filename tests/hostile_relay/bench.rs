@@ -71,6 +71,9 @@ impl Head {
     }
 }
 
+/// A circuit that was: its leg's number, and its streams.
+pub type Old = Arc<(u64, Vec<Relayed>)>;
+
 /// A stream that came to the carrier.
 pub struct Arrival {
     pub head: Head,
@@ -100,7 +103,7 @@ pub struct Bench {
     /// Who carries what comes from a site with the number of a leg.
     cases: Mutex<HashMap<(usize, u64), mpsc::UnboundedSender<Arrival>>>,
     /// Circuits that were, with their legs' number.
-    old: Mutex<VecDeque<Arc<(u64, Vec<Relayed>)>>>,
+    old: Mutex<VecDeque<Old>>,
     next_leg: AtomicU64,
 }
 
@@ -179,13 +182,13 @@ impl Bench {
     }
 
     /// One of the circuits that were.
-    pub fn old(&self, which: usize) -> Option<Arc<(u64, Vec<Relayed>)>> {
+    pub fn old(&self, which: usize) -> Option<Old> {
         let old = self.old.lock().unwrap();
         old.get(which % old.len().max(1)).cloned()
     }
 
     /// A circuit that was; each is given once.
-    pub fn oldest(&self) -> Option<Arc<(u64, Vec<Relayed>)>> {
+    pub fn oldest(&self) -> Option<Old> {
         let mut old = self.old.lock().unwrap();
         if old.len() > 2 { old.pop_front() } else { None }
     }

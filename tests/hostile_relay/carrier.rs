@@ -11,7 +11,7 @@ use tokio::time::timeout;
 use voltmesh::net::{PathError, PathRecv, PathSend};
 use voltmesh::proto::close::StreamCode;
 
-use crate::bench::{A, Arrival, B, Bench, Halves, Head};
+use crate::bench::{A, Arrival, B, Bench, Halves, Head, Old};
 use crate::edit::{Edit, Next};
 use crate::plan::{Deed, Plan, Way};
 
@@ -43,12 +43,14 @@ pub struct Case {
     pub bench: Arc<Bench>,
     /// The legs' numbers, at A and at B.
     pub legs: [u64; 2],
-    old: Option<Arc<(u64, Vec<Relayed>)>>,
+    old: Option<Old>,
     stage: watch::Sender<Stage>,
     progress: Notify,
     changed: AtomicBool,
     over: AtomicBool,
     said_again: AtomicBool,
+    /// What was said again has been looked at.
+    looked_at: watch::Sender<bool>,
     /// Something waits for all else to be done.
     held: AtomicBool,
     relayed: Mutex<Vec<Relayed>>,
@@ -71,6 +73,7 @@ impl Case {
             changed: AtomicBool::new(false),
             over: AtomicBool::new(false),
             said_again: AtomicBool::new(false),
+            looked_at: watch::Sender::new(false),
             held: AtomicBool::new(false),
             relayed: Mutex::default(),
             seen: OnceLock::new(),
@@ -228,7 +231,7 @@ impl Case {
         let case = self.clone();
         self.spawn(async move {
             Pump { also: also_send, ..forth }.run(rest).await;
-            if case.plan.way.0 == index {
+            if case.plan.way.0 == index && case.plan.deed.adds() {
                 case.say_again().await;
             }
         });
@@ -236,19 +239,24 @@ impl Case {
         also_recv.into_iter().for_each(|recv| self.spawn(drain(recv)));
     }
 
-    /// A stream's opener has said everything, or all that it says for now: it can be said again. Once.
-    pub async fn say_again(&self) -> Option<()> {
-        let length = self.plan.length;
-        if !self.plan.deed.adds() || self.is_cut() || self.said_again.swap(true, Relaxed) {
-            return None;
+    /// A stream's opener has said everything, or all that it says for now: it can be said again. Once; ends when that has been looked at.
+    pub async fn say_again(&self) {
+        if self.plan.deed.adds() && !self.said_again.swap(true, Relaxed) {
+            let _ = self.say_something_again().await;
+            self.looked_at.send_replace(true);
         }
+        let _ = self.looked_at.subscribe().wait_for(|looked_at| *looked_at).await;
+    }
+
+    async fn say_something_again(&self) -> Option<()> {
+        let length = self.plan.length;
         let mut said = self.relayed.lock().unwrap().get(self.plan.way.0)?.clone();
         let number = said.number?;
         let (mut to, mut said_again) = (B - said.from, number);
         match self.plan.deed {
             Deed::ReplaySame => {}
             Deed::ReplayOther => said_again = self.other_number(number),
-            Deed::TurnBack => (to, said_again) = (said.from, if length % 2 == 0 { number } else { number ^ 1 }),
+            Deed::TurnBack => (to, said_again) = (said.from, if length.is_multiple_of(2) { number } else { number ^ 1 }),
             Deed::Noise => {
                 said.bytes[0] = self.plan.noise();
                 said_again = self.other_number(number);
@@ -263,10 +271,11 @@ impl Case {
         self.change();
         let (mut send, recv) = self.bench.open(to, Head::stream(self.legs[to], said_again)).await?;
         let [forth, back] = said.bytes;
-        send.write(if length % 7 == 0 { back } else { forth }.into()).await.ok()?;
+        send.write(if length.is_multiple_of(7) { back } else { forth }.into()).await.ok()?;
         send.finish().ok()?;
         self.moved();
-        self.spawn(drain(recv));
+        // Whoever has looked at it drops it.
+        drain(recv).await;
         Some(())
     }
 
@@ -279,23 +288,22 @@ impl Case {
     }
 
     /// Gives this direction to another one, and gets that one's; its own back when the other does not come.
-    async fn exchange(&self, mine: PathSend) -> PathSend {
+    async fn exchange(&self, mine: PathSend) -> (PathSend, bool) {
         let (back, mut got) = oneshot::channel();
         if let Some((theirs, back)) = self.exchange.lock().unwrap().take() {
-            self.change();
             let _ = back.send(mine);
-            return theirs;
+            return (theirs, true);
         }
         *self.exchange.lock().unwrap() = Some((mine, back));
         tokio::select! {
             biased;
-            theirs = &mut got => return theirs.unwrap(),
+            theirs = &mut got => return (theirs.unwrap(), true),
             () = self.reached(Stage::Released) => {}
         }
         let mine = self.exchange.lock().unwrap().take();
         match mine {
-            Some((mine, _)) => mine,
-            None => got.await.unwrap(),
+            Some((mine, _)) => (mine, false),
+            None => (got.await.unwrap(), true),
         }
     }
 
@@ -326,12 +334,14 @@ struct Pump {
     /// Nothing while it is exchanged.
     to: Option<PathSend>,
     also: Option<PathSend>,
+    /// What it carries goes where another direction's should.
+    exchanged: bool,
     edit: Option<Edit>,
 }
 
 impl Pump {
     fn new(case: &Arc<Case>, way: Way, from: PathRecv, to: PathSend) -> Self {
-        Self { case: case.clone(), way, from, to: Some(to), also: None, edit: case.edit(way) }
+        Self { case: case.clone(), way, from, to: Some(to), also: None, exchanged: false, edit: case.edit(way) }
     }
 
     async fn run(mut self, first: Bytes) {
@@ -374,7 +384,8 @@ impl Pump {
                 Next::Go => return true,
                 Next::Exchange => {
                     let Some(mine) = self.to.take() else { return false };
-                    self.to = Some(self.case.exchange(mine).await);
+                    let (to, exchanged) = self.case.exchange(mine).await;
+                    (self.to, self.exchanged) = (Some(to), exchanged);
                 }
                 Next::Hold => {
                     self.case.change();
@@ -433,6 +444,9 @@ impl Pump {
     async fn write(&mut self, bytes: Vec<u8>) -> bool {
         if bytes.is_empty() {
             return true;
+        }
+        if self.exchanged {
+            self.case.change();
         }
         let bytes = Bytes::from(bytes);
         if let Some(also) = &mut self.also

@@ -104,10 +104,17 @@ async fn see_it_end(case: &Arc<Case>, ends: &[End], came_about: bool) {
         })
         .await;
         if case.plan.deed.adds() {
-            case.say_again().await;
+            case.watched(async {
+                tokio::select! {
+                    biased;
+                    _ = lost() => {}
+                    () = case.say_again() => {}
+                }
+            })
+            .await;
         }
         // What is carried beside the streams' own bytes may be looked at later than those.
-        if case.plan.deed.adds() || case.is_changed() {
+        if case.is_changed() {
             tokio::select! {
                 biased;
                 _ = lost() => {}
@@ -197,12 +204,12 @@ impl Misled<'_> {
                 Some(self.judge([("B took a recording for A", accepted, None)]))
             }
             Deed::OldAnswers => {
-                let (near, a) = self.from_a().await?;
+                let (near, a) = self.beginner().await?;
                 let begun = self.case.watched(self.replay_to_beginner(near, a)).await?;
                 Some(self.judge([("A took a recording for B", begun, None)]))
             }
             Deed::OwnKey | Deed::OneSide => {
-                let (near, a) = self.from_a().await?;
+                let (near, a) = self.beginner().await?;
                 let own = Leg::new(&bench.sites[A].carrier, self.leg, near, Bytes::new(), alone())?.0;
                 let (begin, accept) = (self.begin(a, ids[B]), self.accept_as_carrier(own));
                 let (a, carrier) = self.case.watched(async { tokio::join!(begin, accept) }).await;
@@ -224,7 +231,7 @@ impl Misled<'_> {
                     Deed::OwnAcceptor => (A, ids[B], "A for B"),
                     _ => (B, bench.carrier_id, "B for the carrier"),
                 };
-                let (near, a) = self.from_a().await?;
+                let (near, a) = self.beginner().await?;
                 let (far, other) = bench.lead(site, self.leg).await?;
                 self.case.note_control();
                 self.case.splice(0, near, far, None, Bytes::new());
@@ -249,7 +256,7 @@ impl Misled<'_> {
         (accepted, reasons.into_iter().next().map_or_else(|| "none".into(), |(_, reason)| reason))
     }
 
-    async fn from_a(&self) -> Option<(Halves, Leg)> {
+    async fn beginner(&self) -> Option<(Halves, Leg)> {
         let (told, mut arrived) = mpsc::unbounded_channel();
         self.case.bench.carries(A, self.leg, &told);
         let leg = self.case.bench.begin(A, self.leg).await?;

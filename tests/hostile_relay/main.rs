@@ -54,7 +54,7 @@ fn nothing_that_a_carrier_does_is_taken_for_what_the_other_end_has_said() {
     table.print();
     println!("in {:?}", begun.elapsed());
     assert!(table.accepted.is_empty(), "{:#?}", table.accepted);
-    assert!(table.unseen.len() as u64 * 100 <= table.all_changed(), "{:#?}", table.unseen);
+    assert!(table.unseen.len() as u64 <= 5 + table.all_changed() / 100, "{:#?}", table.unseen);
     let missing: Vec<Deed> = Deed::all().filter(|deed| table.changed(*deed) == 0).collect();
     assert!(missing.is_empty() || wanted < 10_000, "none of {missing:?}");
 }

@@ -199,7 +199,7 @@ impl Plan {
         let mut noise = vec![0; self.length.min(2_000)];
         StdRng::seed_from_u64(self.seed ^ 1).fill_bytes(&mut noise);
         // Now and then it looks like a record of this circuit.
-        if self.length % 3 == 0 && noise.len() > 3 {
+        if self.length.is_multiple_of(3) && noise.len() > 3 {
             (noise[0], noise[1]) = (noise[0] & 1, 0);
         }
         noise

@@ -89,6 +89,7 @@ impl Table {
             changed += row.changed;
             unchanged += row.unchanged;
         }
+        self.unseen.iter().take(5).for_each(|unseen| println!("unseen: {unseen}"));
         println!(
             "in all {changed}, and {unchanged} that changed nothing; accepted {}, unseen {}",
             self.accepted.len(),
