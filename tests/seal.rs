@@ -161,74 +161,129 @@ fn a_stream_has_only_so_many_records() {
     assert_eq!(sealer.left(), RECORDS - 2);
 }
 
-/// Whoever carries streams, and would like to have something else accepted.
-fn meddle(random: &mut StdRng, records: &[Vec<u8>], foreign: &[Vec<u8>]) -> Vec<u8> {
+/// What whoever carries a stream does with it, to have something else accepted.
+const DEEDS: [&str; 15] = [
+    "a record dropped",
+    "bytes dropped",
+    "a record repeated",
+    "bytes repeated",
+    "records in another order",
+    "two pieces exchanged",
+    "a bit flipped",
+    "a head rewritten",
+    "noise put in",
+    "cut off between records",
+    "cut off within a record",
+    "more after the last record",
+    "a record from elsewhere in one's place",
+    "from a record on, as elsewhere",
+    "all of it from elsewhere",
+];
+
+/// `elsewhere`: the records of other places, in which the same is said.
+fn meddle(deed: &str, random: &mut StdRng, records: &[Vec<u8>], elsewhere: &[Vec<Vec<u8>>]) -> Vec<u8> {
     let mut carried = records.to_vec();
-    let at = random.random_range(0..carried.len());
-    match random.random_range(0..8) {
-        0 => drop(carried.remove(at)),
-        1 => carried.insert(at, records[at].clone()),
-        2 => carried.push(records.choose(random).unwrap().clone()),
-        3 => carried.shuffle(random),
-        4 => {
+    let all = records.concat();
+    let (at, other) = (random.random_range(0..records.len()), elsewhere.choose(random).unwrap());
+    let (start, end) = (random.random_range(0..all.len()), random.random_range(1..=all.len()));
+    let (start, end) = (start.min(end), end.max(start));
+    match deed {
+        "a record dropped" => drop(carried.remove(at)),
+        "bytes dropped" => return [&all[..start], &all[end..]].concat(),
+        "a record repeated" => carried.insert(random.random_range(0..=at), records[at].clone()),
+        "bytes repeated" => return [&all[..end], &all[start..]].concat(),
+        "records in another order" => carried.shuffle(random),
+        "two pieces exchanged" => {
+            let middle = random.random_range(start..=end);
+            return [&all[..start], &all[middle..end], &all[start..middle], &all[end..]].concat();
+        }
+        "a bit flipped" => {
             let byte = random.random_range(0..carried[at].len());
             carried[at][byte] ^= 1 << random.random_range(0..8);
         }
-        5 => {
-            // Cut off anywhere.
-            let all = carried.concat();
-            return all[..random.random_range(0..all.len())].to_vec();
-        }
-        6 => carried[at] = foreign.choose(random).unwrap().clone(),
-        _ => {
-            let mut noise = vec![0; random.random_range(1..40)];
+        "a head rewritten" => match random.random_range(0..3) {
+            0 => carried[at][0] ^= 1,
+            1 => carried[at][1] = random.random(),
+            _ => carried[at][2] = random.random(),
+        },
+        "noise put in" => {
+            let mut noise = vec![0; random.random_range(1..100)];
             random.fill(&mut noise[..]);
-            carried.insert(at, noise);
+            return [&all[..start], &noise, &all[start..]].concat();
         }
+        "cut off between records" => carried.truncate(at),
+        "cut off within a record" => {
+            carried.truncate(at + 1);
+            carried[at].truncate(random.random_range(1..records[at].len()));
+        }
+        "more after the last record" => match random.random_range(0..3) {
+            0 => carried.push(records.choose(random).unwrap().clone()),
+            1 => carried.extend_from_slice(other),
+            _ => carried.push(vec![random.random(); random.random_range(1..40)]),
+        },
+        "a record from elsewhere in one's place" => carried[at] = other.choose(random).unwrap().clone(),
+        "from a record on, as elsewhere" => carried[at..].clone_from_slice(&other[at..]),
+        _ => carried = other.clone(),
     }
     carried.concat()
 }
 
+/// Everything that could be passed off as this: sent back, another stream, another circuit, the ends exchanged, another handshake between the
+/// same two.
+fn elsewhere(here: Place) -> [(u64, Place); 6] {
+    let other_circuit = Circuit { id: CircuitId([4; 16]), ..here.circuit };
+    let swapped = Circuit { initiator: here.circuit.responder, responder: here.circuit.initiator, ..here.circuit };
+    let back = match here.direction {
+        Direction::FromInitiator => Direction::FromResponder,
+        Direction::FromResponder => Direction::FromInitiator,
+    };
+    [
+        (1, Place { direction: back, ..here }),
+        (1, Place { stream: here.stream ^ 1, ..here }),
+        (1, Place { stream: here.stream + 2, ..here }),
+        (1, Place { circuit: other_circuit, ..here }),
+        (1, Place { circuit: swapped, ..here }),
+        (2, here),
+    ]
+}
+
 #[test]
 fn nothing_that_was_meddled_with_is_accepted() {
-    let rounds = if std::env::var_os("VOLT_LONG").is_some() { 100_000 } else { 3_000 };
+    let rounds = if std::env::var_os("VOLT_LONG").is_some() { 100_000 } else { 4_000 };
     let seed = std::env::var("VOLT_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(rand::random);
     println!("VOLT_SEED={seed}");
     let mut random = StdRng::seed_from_u64(seed);
-    let mut reasons = std::collections::BTreeMap::<String, u32>::new();
-    for round in 0..rounds {
-        let here = place(round, Direction::FromInitiator);
-        let other_circuit = Circuit { id: CircuitId([4; 16]), ..here.circuit };
-        let swapped = Circuit { initiator: here.circuit.responder, responder: here.circuit.initiator, ..here.circuit };
-        // Everything else that could be passed off as this: the other direction, another stream, circuit, handshake, or who began it.
-        let elsewhere = [
-            (1, Place { direction: Direction::FromResponder, ..here }),
-            (1, Place { stream: round + 1, ..here }),
-            (1, Place { circuit: other_circuit, ..here }),
-            (1, Place { circuit: swapped, ..here }),
-            (2, here),
-        ];
+    let (mut reasons, mut changed) = (std::collections::BTreeMap::<(&str, String), u32>::new(), 0);
+    for round in 0.. {
+        if changed == rounds {
+            break;
+        }
+        let deed = DEEDS[round as usize % DEEDS.len()];
+        let here = place(round, *[Direction::FromInitiator, Direction::FromResponder].choose(&mut random).unwrap());
         let count = random.random_range(1..6);
-        let plain: Vec<Vec<u8>> = (0..count).map(|at| vec![at as u8; random.random_range(0..50)]).collect();
-        let records = |handshake, place| -> Vec<Vec<u8>> {
+        let longest = if random.random_range(0..200) == 0 { PLAIN_BYTES } else { 50 };
+        let plain: Vec<Vec<u8>> = (0..count).map(|at| vec![at as u8; random.random_range(0..=longest)]).collect();
+        let records = |(handshake, place)| -> Vec<Vec<u8>> {
             let (mut sealer, _) = pair(&Handshake(handshake), place);
             plain.iter().enumerate().map(|(at, piece)| sealed(&mut sealer, &[(piece.clone(), at + 1 == count)])).collect()
         };
-        let foreign: Vec<Vec<u8>> = elsewhere.iter().flat_map(|(handshake, place)| records(*handshake, *place)).collect();
-        let records = records(1, here);
-        let carried = meddle(&mut random, &records, &foreign);
+        let (elsewhere, records) = (elsewhere(here).map(records), records((1, here)));
+        let carried = meddle(deed, &mut random, &records, &elsewhere);
         if carried == records.concat() {
             continue;
         }
+        changed += 1;
         let (_, mut opener) = pair(&Handshake(1), here);
-        let (released, ended) = opened(&mut opener, &carried, random.random_range(1..100));
-        let all = plain.concat();
-        assert!(all.starts_with(&released), "something was released that was not sealed");
-        match ended {
-            Ok(()) => panic!("accepted"),
-            Err(error) => *reasons.entry(format!("{error:?}").split('(').next().unwrap().to_owned()).or_default() += 1,
+        let (released, ended) = opened(&mut opener, &carried, random.random_range(1..=carried.len().max(1)));
+        assert!(plain.concat().starts_with(&released), "{deed}: something was released that was not sealed");
+        let error = ended.expect_err(deed);
+        match deed {
+            "cut off between records" | "cut off within a record" => assert!(matches!(error, OpenError::CutOff(_)), "{error}"),
+            "more after the last record" => assert_eq!((error, released), (OpenError::AfterLast, plain.concat())),
+            _ => {}
         }
+        *reasons.entry((deed, format!("{error:?}").split('(').next().unwrap().to_owned())).or_default() += 1;
     }
-    println!("{reasons:?}");
-    assert!(reasons.len() >= 4, "{reasons:?}");
+    reasons.iter().for_each(|((deed, reason), count)| println!("{count:>7}  {deed}: {reason}"));
+    assert!(DEEDS.iter().all(|deed| reasons.keys().any(|(done, _)| done == deed)), "{reasons:?}");
 }

@@ -31,6 +31,8 @@ pub struct EndsConfig {
 /// One end's half of a handshake, and what comes after it.
 pub struct Ends {
     connection: Connection,
+    /// Once the handshake is finished: its certificate is judged once, not with every key.
+    peer: Option<NodeId>,
     failed: Option<EndsError>,
 }
 
@@ -80,7 +82,7 @@ impl Ends {
 
     fn new(mut connection: Connection) -> Self {
         connection.set_buffer_limit(Some(BUFFER_BYTES));
-        Self { connection, failed: None }
+        Self { connection, peer: None, failed: None }
     }
 
     /// Takes in what came from the other end, and appends to `heard` what the other end has said with [`Ends::say`].
@@ -109,6 +111,9 @@ impl Ends {
             Some(certificate) => EndsError::Certificate(certificate),
             None => EndsError::Tls(error.to_string()),
         })?;
+        if self.peer.is_none() && !self.connection.is_handshaking() {
+            self.peer = Some(peer_id(self.connection.peer_certificates().unwrap_or_default())?);
+        }
         let said = heard.len();
         heard.resize(said + state.plaintext_bytes_to_read(), 0);
         self.connection.reader().read_exact(&mut heard[said..]).map_err(nonsense)?;
@@ -139,10 +144,7 @@ impl Ends {
 
     /// Who is at the other end, once it has shown that.
     pub fn peer(&self) -> Option<NodeId> {
-        if self.failed.is_some() || self.connection.is_handshaking() {
-            return None;
-        }
-        self.connection.peer_certificates().and_then(|shown| peer_id(shown).ok())
+        if self.failed.is_some() { None } else { self.peer }
     }
 }
 

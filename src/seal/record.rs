@@ -87,7 +87,7 @@ impl Sealer {
         Self { key: Key::new(&key), ended: false }
     }
 
-    /// How many records can still be sealed. Who has few left goes on with another stream.
+    /// How many records can still be sealed, the one that ends the stream among them. Who has few left goes on with another stream.
     pub fn left(&self) -> u32 {
         RECORDS - self.key.next
     }
@@ -101,7 +101,8 @@ impl Sealer {
             return Err(SealError::Ended);
         }
         let count = bytes.len().div_ceil(PLAIN_BYTES).max(1);
-        if count > self.left() as usize {
+        // There is always one left to end the stream with: else one that is whole could only be cut off.
+        if count + usize::from(!last) > self.left() as usize {
             return Err(SealError::Exhausted);
         }
         out.reserve(bytes.len() + count * (HEAD_BYTES + TAG_BYTES));
@@ -223,5 +224,55 @@ impl fmt::Debug for Sealer {
 impl fmt::Debug for Opener {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Opener").field("next", &self.key.next).field("over", &self.over).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::seal::{ExportError, Exporter};
+
+    struct Zeros;
+
+    impl Exporter for Zeros {
+        fn export(&self, _label: &[u8], _context: &[u8], out: &mut [u8]) -> Result<(), ExportError> {
+            out.fill(0);
+            Ok(())
+        }
+    }
+
+    /// Both halves, after so many records.
+    fn after(records: u32) -> (Sealer, Opener) {
+        use crate::id::NodeId;
+        use crate::seal::{Circuit, CircuitId, Direction, Place};
+        let (initiator, responder) = (NodeId::from_bytes([1; 32]), NodeId::from_bytes([2; 32]));
+        let circuit = Circuit { id: CircuitId([0; 16]), initiator, responder };
+        let key = || StreamKey::derive(&Zeros, &Place { circuit, stream: 0, direction: Direction::FromInitiator }).unwrap();
+        let (mut sealer, mut opener) = (Sealer::new(key()), Opener::new(key()));
+        (sealer.key.next, opener.key.next) = (records, records);
+        (sealer, opener)
+    }
+
+    #[test]
+    fn a_stream_that_has_had_all_but_one_of_its_records_can_be_ended_and_nothing_else() {
+        let (mut sealer, mut opener) = after(RECORDS - 2);
+        let mut bytes = Vec::new();
+        assert_eq!(sealer.seal(&vec![0; PLAIN_BYTES + 1], false, &mut bytes), Err(SealError::Exhausted));
+        sealer.seal(b"x", false, &mut bytes).unwrap();
+        assert_eq!((sealer.seal(b"y", false, &mut bytes), sealer.left()), (Err(SealError::Exhausted), 1));
+        sealer.seal(b"z", true, &mut bytes).unwrap();
+        assert_eq!((sealer.seal(b"", true, &mut bytes), sealer.left()), (Err(SealError::Ended), 0));
+        opener.push(&bytes);
+        assert_eq!(opener.next_record().unwrap().unwrap().bytes, &b"x"[..]);
+        assert_eq!(opener.next_record().unwrap().unwrap(), Opened { bytes: Bytes::from_static(b"z"), last: true });
+        assert_eq!(opener.end(), Ok(()));
+    }
+
+    #[test]
+    fn a_stream_with_more_records_than_there_can_be_is_not_read_on() {
+        let (_, mut opener) = after(RECORDS);
+        opener.push(&[0; 100]);
+        assert_eq!(opener.next_record(), Err(OpenError::Exhausted));
+        assert_eq!(opener.end(), Err(OpenError::Exhausted));
     }
 }
