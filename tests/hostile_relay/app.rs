@@ -38,6 +38,8 @@ struct Heard {
 impl End {
     pub fn new(circuit: Arc<Circuit>, case: &Arc<Case>, end: usize) -> Self {
         let link = Link::relayed(circuit);
+        // As sessions do once policy has said so.
+        link.permit();
         let heard = Arc::new(Heard {
             case: case.clone(),
             end,
