@@ -41,7 +41,7 @@ use crate::proto::close::CloseCode;
 use crate::relay::Relays;
 pub use crate::relay::{BeginError, RelayCounts};
 use crate::service::{DiscoverError, Mirror, Providers, Registration, Registry, Server, Service, ServiceError};
-use crate::session::{Event, Hub, HubTasks, PeerInfo, Session, Via, WaitError, Where};
+use crate::session::{Dialler, Event, Hub, HubTasks, PeerInfo, Session, Via, WaitError, Where};
 use crate::tunnel::{ExposeError, Exposed, Forward, Targets};
 use crate::wire::{Wire, WireError, WireFileError, WireInfo, Wires};
 
@@ -70,6 +70,8 @@ struct Inner {
     relays: Relays,
     network: Network,
     borrowed: Borrowed,
+    /// The same, for circuits, which do not keep it.
+    _holder: Arc<dyn Dialler>,
     /// Mirrors of others' directories, as the configuration says.
     mirrors: Mutex<Vec<Mirror>>,
     /// What is exposed and forwarded as the configuration says.
@@ -174,7 +176,8 @@ impl Node {
         let running = network.spawn(tasks.run());
         let (lock, tasks) = (Mutex::new(lock), Mutex::new(vec![running]));
         let borrowed = Borrowed::new(hub.clone(), rules.clone(), network.clone());
-        relays.join(&hub, Arc::new(borrowed.clone()));
+        let holder: Arc<dyn Dialler> = Arc::new(borrowed.clone());
+        relays.join(&hub, Arc::downgrade(&holder));
         registry.set_own(finding::service(hub.downgrade()))?;
         hub.set_relays(home_relays.iter().map(|(id, at)| Relay { id: *id, addresses: at.addresses.clone() }).collect());
         let (mirrors, home_volts) = (Mutex::default(), homes.iter().map(|(id, _)| *id).collect());
@@ -188,6 +191,7 @@ impl Node {
             relays,
             network,
             borrowed,
+            _holder: holder,
             mirrors,
             tunnels: Mutex::default(),
             homes: home_volts,

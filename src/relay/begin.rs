@@ -1,6 +1,6 @@
 //! Beginning a circuit: by way of a neighbour that is held for it, to a node that proves to be the one that was wanted.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use tokio::time::Instant;
 
@@ -13,7 +13,7 @@ use crate::proto::frame::put_message;
 use crate::proto::limits;
 use crate::proto::stream::Kind;
 use crate::seal::CircuitId;
-use crate::session::{Attached, Dialler, Session, Via};
+use crate::session::{Attached, Dialler, Via};
 
 impl Relays {
     /// A circuit to this node, by way of these relays. Takes at most about [`limits::HANDSHAKE`] once the first relay is reached. Dropped
@@ -29,8 +29,11 @@ impl Relays {
         }
         let first = via.hops().first().ok_or(BeginError::Route)?;
         let node = self.0.node.get().ok_or(BeginError::Down)?;
-        let held = HeldRelay::new(&node.dialler, first).ok_or(BeginError::Route)?;
-        let attached = held.session.attached_by(Some(Instant::now() + limits::HANDSHAKE), None, true).await?;
+        let dialler = node.dialler.upgrade().ok_or(BeginError::Down)?;
+        let session = dialler.hold_hop(first.id, &first.addresses).ok_or(BeginError::Route)?;
+        let held = HeldRelay { dialler: node.dialler.clone(), id: first.id };
+        drop(dialler);
+        let attached = session.attached_by(Some(Instant::now() + limits::HANDSHAKE), None, true).await?;
         let (link, number) = (attached.link(), self.0.legs.number(attached.link()));
         let one_more = link.carries().ok_or(BeginError::NoLink)?;
         let open = Open { leg: number, circuit: rand::random(), route: route.split_off(1) };
@@ -55,21 +58,16 @@ pub(super) fn counting(on: &Arc<Attached>) -> Arc<dyn Fn(usize) + Send + Sync> {
     Arc::new(move |bytes| on.upgrade().into_iter().for_each(|on| on.received(bytes)))
 }
 
-/// A session with a relay, held until this is dropped.
+/// A session with a relay, held until this is dropped. It keeps no node alive.
 struct HeldRelay {
-    dialler: Arc<dyn Dialler>,
-    session: Session,
-}
-
-impl HeldRelay {
-    fn new(dialler: &Arc<dyn Dialler>, relay: &crate::id::Relay) -> Option<Self> {
-        let session = dialler.hold_hop(relay.id, &relay.addresses)?;
-        Some(Self { dialler: dialler.clone(), session })
-    }
+    dialler: Weak<dyn Dialler>,
+    id: NodeId,
 }
 
 impl Drop for HeldRelay {
     fn drop(&mut self) {
-        self.dialler.release(self.session.peer());
+        if let Some(dialler) = self.dialler.upgrade() {
+            dialler.release(self.id);
+        }
     }
 }

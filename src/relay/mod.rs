@@ -12,7 +12,7 @@ mod legs;
 mod splice;
 mod toll;
 
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, Weak};
 
 use bytes::Bytes;
 
@@ -44,10 +44,10 @@ struct Inner {
     node: OnceLock<Joined>,
 }
 
-/// What the circuits of a node need of it.
+/// What the circuits of a node need of it. Neither is kept: both keep the circuits.
 struct Joined {
     hub: WeakHub,
-    dialler: Arc<dyn Dialler>,
+    dialler: Weak<dyn Dialler>,
 }
 
 impl Relays {
@@ -57,7 +57,7 @@ impl Relays {
     }
 
     /// The node has begun: from now on there can be circuits.
-    pub fn join(&self, hub: &Hub, dialler: Arc<dyn Dialler>) {
+    pub fn join(&self, hub: &Hub, dialler: Weak<dyn Dialler>) {
         // A second time changes nothing: a node begins once.
         let _ = self.0.node.set(Joined { hub: hub.downgrade(), dialler });
     }
