@@ -35,7 +35,8 @@ impl Default for Numbers {
 }
 
 impl Numbers {
-    /// Accepts this number, once. Not before the first record of the stream has verified: anybody can say a number.
+    /// Accepts this number, once: before there are keys for what is said there, since they may seal one stream. Anybody on the way can say a
+    /// number, and use it up; then the stream it belongs to is refused, and the circuit with it.
     ///
     /// # Errors
     /// [`NumberError`]; then nothing has changed.

@@ -156,9 +156,9 @@ impl Circuit {
     ) -> Result<Arc<Self>, CircuitError> {
         let mut ends = Ends::dial(config, wanted)?;
         let mut leg = leg;
-        Self::handshake(&mut ends, &mut leg, Answered::Due).await?;
+        let heard = Self::handshake(&mut ends, &mut leg, Answered::Due).await?;
         let place = seal::Circuit { id, initiator: me, responder: wanted };
-        Ok(Self::start(place, true, ends, leg))
+        Ok(Self::start(place, true, ends, heard, leg))
     }
 
     /// Accepts a circuit from whoever proves to be at its other end. Takes at most [`limits::HANDSHAKE`].
@@ -168,14 +168,14 @@ impl Circuit {
     pub async fn accept_one(config: &EndsConfig, id: CircuitId, me: NodeId, leg: Leg) -> Result<Arc<Self>, CircuitError> {
         let mut ends = Ends::accept(config)?;
         let mut leg = leg;
-        Self::handshake(&mut ends, &mut leg, Answered::Ours).await?;
+        let heard = Self::handshake(&mut ends, &mut leg, Answered::Ours).await?;
         let initiator = ends.peer().ok_or(EndsError::CutOff)?;
         let place = seal::Circuit { id, initiator, responder: me };
-        Ok(Self::start(place, false, ends, leg))
+        Ok(Self::start(place, false, ends, heard, leg))
     }
 
     /// Until each has judged the other: who began has no other way to know that it was accepted.
-    async fn handshake(ends: &mut Ends, leg: &mut Leg, mut answered: Answered) -> Result<(), CircuitError> {
+    async fn handshake(ends: &mut Ends, leg: &mut Leg, mut answered: Answered) -> Result<Vec<u8>, CircuitError> {
         let ((send, recv), mut first) = (&mut leg.control, std::mem::take(&mut leg.first));
         let shake = async {
             let (mut heard, mut welcomed) = (Vec::new(), false);
@@ -193,8 +193,14 @@ impl Circuit {
                     }
                     send.write(out.into()).await?;
                 }
-                if welcomed && heard.first() == Some(&WELCOME) {
-                    return Ok(());
+                match heard.first() {
+                    // What came with it is for whoever listens next.
+                    Some(&WELCOME) if welcomed => return Ok(heard.split_off(1)),
+                    // Else it could say other things, of any length, for as long as a handshake may take.
+                    Some(word) if *word != WELCOME => {
+                        return Err(EndsError::Tls("it does not begin with a welcome".into()).into());
+                    }
+                    _ => {}
                 }
                 let mut came = match first.is_empty() {
                     true => recv.read().await?.ok_or(EndsError::CutOff)?,
@@ -213,6 +219,8 @@ impl Circuit {
                     let mut alert = if matches!(answered, Answered::Ours) { vec![Answer::Open as u8] } else { Vec::new() };
                     ends.pull(&mut alert);
                     let _ = send.write(alert.into()).await;
+                    // Not reset, which would overtake it.
+                    let _ = send.finish();
                 }
                 pushed?;
             }
@@ -220,7 +228,7 @@ impl Circuit {
         timeout(limits::HANDSHAKE, shake).await.unwrap_or(Err(CircuitError::TimedOut))
     }
 
-    fn start(place: seal::Circuit, began: bool, ends: Ends, leg: Leg) -> Arc<Self> {
+    fn start(place: seal::Circuit, began: bool, ends: Ends, heard: Vec<u8>, leg: Leg) -> Arc<Self> {
         let Leg { link: leg, number, control: (send, recv), streams, lost, surroundings, .. } = leg;
         let (words, said) = mpsc::unbounded_channel();
         let circuit = Arc::new(Self {
@@ -239,7 +247,7 @@ impl Circuit {
             kept: Mutex::new(Some(surroundings.kept)),
             runtime: Handle::current(),
         });
-        circuit.spawn(listen(Arc::downgrade(&circuit), recv, circuit.lost.subscribe()));
+        circuit.spawn(listen(Arc::downgrade(&circuit), recv, heard, circuit.lost.subscribe()));
         circuit.spawn(say(said, send, circuit.lost.subscribe()));
         circuit.spawn(circuit.lanes.clone().take_in(Arc::downgrade(&circuit), streams));
         circuit
@@ -324,8 +332,9 @@ impl Circuit {
     /// A relayed stream that came over the leg.
     pub(super) fn carried(self: &Arc<Self>, (stream, send, recv, first): Carried) -> Result<Relayed, PathError> {
         let theirs = stream % 2 == u64::from(self.began);
-        // Anybody on the way can say a number: it is accepted when a record has verified.
-        if !theirs || self.numbers().check(stream / 2).is_err() {
+        // Before there are keys, not when a record has verified: what this end says there is sealed with them from its first record on, so no
+        // two may have the same. Whoever says a number that is not to come ends the circuit here or at that stream's first record.
+        if !theirs || self.numbers().accept(stream / 2).is_err() {
             return Err(PathError::Lost(self.broken(&format!("stream {stream} cannot be"))));
         }
         self.halves(stream, send, recv, Vec::new(), Some(first))
@@ -350,16 +359,9 @@ impl Circuit {
         };
         let no_keys = |error: ExportError| PathError::Lost(self.broken(&error.to_string()));
         let (sealer, mut opener) = (Sealer::new(key(ours).map_err(no_keys)?), Opener::new(key(theirs).map_err(no_keys)?));
-        let unproved = first.is_some().then_some(stream / 2);
         opener.push(&first.unwrap_or_default());
         let tie = Tie::new(self);
-        Ok((SealedSend::new(send, sealer, tie.clone(), head), SealedRecv::new(recv, opener, tie, unproved)))
-    }
-
-    /// A record of the peer's stream of this number has verified.
-    pub(super) fn accepted(&self, number: u64) -> Result<(), PathError> {
-        let accepted = self.numbers().accept(number);
-        accepted.map_err(|error| PathError::Lost(self.broken(&error.to_string())))
+        Ok((SealedSend::new(send, sealer, tie.clone(), head), SealedRecv::new(recv, opener, tie)))
     }
 
     /// Somebody meddled: the circuit ends.
@@ -381,7 +383,7 @@ impl Circuit {
             if first {
                 let mut out = Vec::new();
                 let mut ends = self.ends();
-                let _ = ends.say(&[CLOSE, code as u8]);
+                let _ = ends.say(&[CLOSE, u8::try_from(code as u32).unwrap_or(CloseCode::Lost as u8)]);
                 ends.pull(&mut out);
                 let _ = self.words.send(out.into());
             }
@@ -458,13 +460,22 @@ fn way_lost(reason: &LostReason) -> LostReason {
 }
 
 /// Hears what the other end says, until the circuit is over.
-async fn listen(circuit: std::sync::Weak<Circuit>, mut recv: PlainRecv, mut lost: watch::Receiver<Option<LostReason>>) {
-    let mut heard = Vec::new();
+async fn listen(
+    circuit: std::sync::Weak<Circuit>,
+    mut recv: PlainRecv,
+    mut heard: Vec<u8>,
+    mut lost: watch::Receiver<Option<LostReason>>,
+) {
+    // What came with the welcome is looked at first.
+    let mut before = Some(Bytes::new()).filter(|_| !heard.is_empty());
     loop {
-        let came = tokio::select! {
-            biased;
-            _ = lost.wait_for(Option::is_some) => return,
-            came = recv.read() => came,
+        let came = match before.take() {
+            Some(nothing) => Ok(Some(nothing)),
+            None => tokio::select! {
+                biased;
+                _ = lost.wait_for(Option::is_some) => return,
+                came = recv.read() => came,
+            },
         };
         let Some(circuit) = circuit.upgrade() else { return };
         let ended = match came {

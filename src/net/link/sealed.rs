@@ -186,22 +186,17 @@ pub struct SealedRecv {
     inner: PlainRecv,
     opener: Opener,
     tie: Tie,
-    /// The number under which the peer has opened the stream, until a record has verified.
-    unproved: Option<u64>,
 }
 
 impl SealedRecv {
-    pub(super) fn new(inner: PlainRecv, opener: Opener, tie: Tie, unproved: Option<u64>) -> Self {
-        Self { inner, opener, tie, unproved }
+    pub(super) fn new(inner: PlainRecv, opener: Opener, tie: Tie) -> Self {
+        Self { inner, opener, tie }
     }
 
     pub async fn read(&mut self) -> Result<Option<Bytes>, PathError> {
         loop {
             match self.opener.next_record() {
                 Ok(Some(record)) => {
-                    if let Some(number) = self.unproved.take() {
-                        self.tie.circuit.upgrade().map_or(Err(PathError::Closed), |circuit| circuit.accepted(number))?;
-                    }
                     if !record.bytes.is_empty() {
                         return Ok(Some(record.bytes));
                     }
