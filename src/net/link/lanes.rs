@@ -24,7 +24,7 @@ use crate::seal::{Numbers, RECORDS};
 /// With fewer records left than this in either direction, a lane takes no new streams.
 const SPARE_RECORDS: u32 = 1 << 16;
 /// A further lane is opened when each there is has so many live streams.
-const BUSY: usize = 8;
+const BUSY: usize = 48;
 /// How long a circuit may outlive one of its lanes.
 const LAST_WORD: Duration = Duration::from_secs(1);
 
