@@ -15,8 +15,9 @@ pub type Canary = [u8; CANARY_BYTES];
 
 /// As much of a form is looked up at once; all forms are longer.
 const START_BYTES: usize = 3;
+const STARTS: usize = 1 << (8 * START_BYTES);
 /// A file is read in pieces of this size.
-const PIECE_BYTES: usize = 1 << 20;
+const PIECE_BYTES: usize = 64 << 10;
 
 /// So many canaries, the same for the same seed.
 pub fn canaries(count: usize, seed: u64) -> Vec<Canary> {
@@ -47,7 +48,7 @@ pub fn forms(canary: &Canary) -> Vec<Vec<u8>> {
 pub struct Search {
     forms: Vec<(usize, Vec<u8>)>,
     /// Forms by how they start.
-    by_start: HashMap<[u8; START_BYTES], Vec<usize>>,
+    by_start: HashMap<usize, Vec<usize>>,
     /// A bit for each start, set where there is a form: most bytes of a file end here.
     starts: Vec<u64>,
 }
@@ -57,11 +58,11 @@ impl Search {
         let numbered = canaries.iter().enumerate();
         let forms: Vec<_> =
             numbered.flat_map(|(number, canary)| forms(canary).into_iter().map(move |form| (number, form))).collect();
-        let (mut by_start, mut starts) = (HashMap::<_, Vec<usize>>::new(), vec![0; 1 << (8 * START_BYTES - 6)]);
+        let (mut by_start, mut starts) = (HashMap::<_, Vec<usize>>::new(), vec![0u64; STARTS / 64]);
         for (at, (_, form)) in forms.iter().enumerate() {
-            let start = [form[0], form[1], form[2]];
+            let start = form[..START_BYTES].iter().fold(0, |start, byte| start << 8 | usize::from(*byte));
             by_start.entry(start).or_default().push(at);
-            starts[word(start)] |= bit(start);
+            starts[start >> 6] |= 1 << (start & 63);
         }
         Self { forms, by_start, starts }
     }
@@ -77,32 +78,24 @@ impl Search {
                 return (found, size);
             }
             size += read as u64;
-            self.piece(&piece, &mut found);
+            // Most of a dump was never written to.
+            if piece.iter().any(|byte| *byte != 0) {
+                self.piece(&piece, &mut found);
+            }
             // What begins here may go on in the next one.
             piece.drain(..piece.len().saturating_sub(longest));
         }
     }
 
     fn piece(&self, bytes: &[u8], found: &mut BTreeSet<usize>) {
-        for (at, start) in bytes.windows(START_BYTES).enumerate() {
-            let start = [start[0], start[1], start[2]];
-            if self.starts[word(start)] & bit(start) == 0 {
-                continue;
+        let mut start = 0;
+        for (at, byte) in bytes.iter().enumerate() {
+            start = (start << 8 | usize::from(*byte)) & (STARTS - 1);
+            if self.starts[start >> 6] & (1 << (start & 63)) != 0 && at + 1 >= START_BYTES {
+                let here = &bytes[at + 1 - START_BYTES..];
+                let forms = self.by_start[&start].iter().map(|at| &self.forms[*at]);
+                found.extend(forms.filter(|(_, form)| here.starts_with(form)).map(|(canary, _)| canary));
             }
-            let here = self.by_start[&start].iter().map(|at| &self.forms[*at]);
-            found.extend(here.filter(|(_, form)| bytes[at..].starts_with(form)).map(|(canary, _)| canary));
         }
     }
-}
-
-fn word(start: [u8; START_BYTES]) -> usize {
-    number(start) >> 6
-}
-
-fn bit(start: [u8; START_BYTES]) -> u64 {
-    1 << (number(start) & 63)
-}
-
-fn number([one, two, three]: [u8; START_BYTES]) -> usize {
-    usize::from(one) << 16 | usize::from(two) << 8 | usize::from(three)
 }

@@ -7,7 +7,7 @@ use std::net::UdpSocket;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -42,11 +42,12 @@ pub fn a_relay_sees_nothing_of_what_it_carries() {
     let relay = home.up_logging(&RELAY, File::create(&log).unwrap(), &HEXLOWER.encode(&shown));
     let pair = Pair::new(&sites.inside, &[&ticket(&relay)]);
     let traffic = Traffic::start(&sites, &pair, &canaries[..sent]);
-    traffic.each_went_once_more();
+    traffic.goes_on(sent);
     let memory = dump(&home, &relay);
-    traffic.each_went_once_more();
+    traffic.goes_on(1);
     let memory_of_an_end = dump(&pair.homes[0], &pair.up[0]);
-    let rounds = traffic.end();
+    traffic.goes_on(1);
+    let times = traffic.end();
     let socket = sites.public[0].within(|| UdpSocket::bind("0.0.0.0:0")).unwrap();
     until("a datagram to nobody is captured", LONG, || {
         socket.send_to(&shown, "10.30.0.1:9").unwrap();
@@ -55,7 +56,7 @@ pub fn a_relay_sees_nothing_of_what_it_carries() {
     capture.interrupt();
 
     let of_an_end = found(&search, "an end's memory", &memory_of_an_end);
-    println!("{sent} canaries, sent {rounds:?} times in calls, in a tunnel and on a wire");
+    println!("{sent} canaries, {times:?} of them sent in calls, in a tunnel and on a wire, one after the other and again");
     assert!(of_an_end.iter().any(|canary| *canary != sent), "the ends' memory has none: the search finds nothing");
     assert_eq!(found(&search, "a file of all forms", &all_forms(&home, &canaries)).len(), sent + 1);
     assert_eq!(found(&search, "the relay's memory", &memory), [sent]);
@@ -84,7 +85,7 @@ fn capture(sites: &Sites, to: &Path) -> Process {
 /// The memory of a node as it runs.
 fn dump(home: &Home, node: &Node) -> PathBuf {
     let (to, pid) = (home.path("core"), node.pid().to_string());
-    let done = Command::new("gcore").arg("-a").arg("-o").arg(&to).arg(&pid).output().unwrap();
+    let done = Command::new("gcore").arg("-o").arg(&to).arg(&pid).output().unwrap();
     let core = home.path(&format!("core.{pid}"));
     assert!(core.exists(), "{}", crate::node::text(&done));
     core
@@ -105,9 +106,9 @@ struct Traffic {
     _serving: Process,
 }
 
-/// One way, and how often all of them have gone it.
+/// One way, and how many went it.
 struct Way {
-    rounds: Arc<AtomicU64>,
+    sent: Arc<AtomicUsize>,
     thread: JoinHandle<()>,
 }
 
@@ -123,43 +124,37 @@ impl Traffic {
         Self { ways, ending, _serving: serving }
     }
 
-    /// Waits until each has gone each way once more.
-    fn each_went_once_more(&self) {
-        let rounds = || self.ways.each_ref().map(|way| way.rounds.load(Relaxed));
-        let before = rounds();
-        until("each canary goes each way", PATIENCE, || {
+    /// Waits until so many more have gone each way.
+    fn goes_on(&self, more: usize) {
+        let sent = || self.ways.each_ref().map(|way| way.sent.load(Relaxed));
+        let before = sent();
+        until("canaries go each way", PATIENCE, || {
             assert!(!self.ways.iter().any(|way| way.thread.is_finished()), "the traffic has ended");
-            // One round was under way.
-            rounds().iter().zip(before).all(|(now, before)| *now > before + u64::from(before > 0)).then_some(())
+            sent().iter().zip(before).all(|(now, before)| *now >= before + more).then_some(())
         });
     }
 
-    /// How often all went each way.
-    fn end(self) -> [u64; 3] {
+    /// How many went each way.
+    fn end(self) -> [usize; 3] {
         self.ending.store(true, Relaxed);
         self.ways.map(|way| {
             way.thread.join().unwrap();
-            way.rounds.load(Relaxed)
+            way.sent.load(Relaxed)
         })
     }
 }
 
 impl Way {
     fn start(canaries: &[Canary], ending: &Arc<AtomicBool>, mut send: impl FnMut(&Canary) + Send + 'static) -> Self {
-        let (canaries, ending, rounds) = (canaries.to_vec(), ending.clone(), Arc::<AtomicU64>::default());
-        let counted = rounds.clone();
+        let (canaries, ending, sent) = (canaries.to_vec(), ending.clone(), Arc::<AtomicUsize>::default());
+        let counted = sent.clone();
         let thread = thread::spawn(move || {
-            loop {
-                for canary in &canaries {
-                    if ending.load(Relaxed) {
-                        return;
-                    }
-                    send(canary);
-                }
+            for canary in canaries.iter().cycle().take_while(|_| !ending.load(Relaxed)) {
+                send(canary);
                 counted.fetch_add(1, Relaxed);
             }
         });
-        Self { rounds, thread }
+        Self { sent, thread }
     }
 }
 
