@@ -18,6 +18,8 @@ use crate::stage::{is_long, seed};
 use crate::tunnels::{Tunnel, echo, target};
 
 const PIECE_BYTES: usize = 64 << 10;
+/// From the relay's return until a session goes on over it: both ends have attached again, and there is a circuit.
+const BACK: Duration = Duration::from_secs(6);
 
 pub fn a_session_and_a_download_outlive_a_restart_of_their_relay() {
     both_outlive(None);
@@ -73,6 +75,7 @@ fn both_outlive(outage: Option<Duration>) {
         arrived.saturating_duration_since(back),
         began.elapsed()
     );
+    assert!(answered.saturating_duration_since(back) <= BACK, "it took too long to come back");
     assert_eq!(received, bytes);
     assert_eq!(hash.as_ref(), digest(content(bytes)).as_ref(), "the download is not what was served");
     let path = path(&pair.homes[0], pair.homes[1].id());
