@@ -25,7 +25,7 @@ relay_circuits_per_address = 2000
 ";
 
 #[tokio::test]
-async fn idle_circuits_take_little_of_a_relays_memory() {
+async fn idle_circuits_of_many_nodes_go_through_one_relay() {
     let (from, to) = if long() { (32, 32) } else { (7, 8) };
     let home = Home::new();
     fs::write(home.path("home").join("volt.toml"), LIMITS).unwrap();

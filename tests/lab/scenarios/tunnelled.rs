@@ -8,9 +8,9 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use aws_lc_rs::digest::{Context, Digest, SHA256};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use ring::digest::{Context, Digest, SHA256};
 
 use crate::node::{LONG, at};
 use crate::sites::{Pair, RELAY, Sites, UNTHROTTLED, path, relay_with};
