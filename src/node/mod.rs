@@ -735,6 +735,7 @@ impl std::fmt::Debug for Node {
 impl Drop for Inner {
     fn drop(&mut self) {
         self.hub.stop();
+        self.relays.leave();
         // Sessions that others still hold keep the endpoint, but not its links.
         self.hub.endpoint().end(CloseCode::Goodbye);
         for task in self.tasks.get_mut().map(std::mem::take).unwrap_or_default() {

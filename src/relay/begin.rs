@@ -28,7 +28,7 @@ impl Relays {
             return Err(BeginError::Route);
         }
         let first = via.hops().first().ok_or(BeginError::Route)?;
-        let node = self.0.node.get().ok_or(BeginError::Down)?;
+        let node = self.node().clone().ok_or(BeginError::Down)?;
         let held = HeldRelay::new(&node.dialler, first).ok_or(BeginError::Route)?;
         let attached = held.session.attached_by(Some(Instant::now() + limits::HANDSHAKE), None, true).await?;
         let (link, number) = (attached.link(), self.0.legs.number(attached.link()));

@@ -12,7 +12,7 @@ mod legs;
 mod splice;
 mod toll;
 
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use bytes::Bytes;
 
@@ -40,11 +40,12 @@ struct Inner {
     ends: EndsConfig,
     legs: Arc<Legs>,
     toll: Arc<Toll>,
-    /// Set once, when the node has begun.
-    node: OnceLock<Joined>,
+    /// From when the node has begun until it ends. It leads back to the node, which would never go with it.
+    node: Mutex<Option<Joined>>,
 }
 
 /// What the circuits of a node need of it.
+#[derive(Clone)]
 struct Joined {
     hub: WeakHub,
     dialler: Arc<dyn Dialler>,
@@ -53,13 +54,22 @@ struct Joined {
 impl Relays {
     /// The circuits of the node with this id, which shows this at the ends of its own.
     pub fn new(own: NodeId, ends: EndsConfig, limits: &Limits) -> Self {
-        Self(Arc::new(Inner { own, ends, legs: Arc::default(), toll: Toll::new(limits), node: OnceLock::new() }))
+        Self(Arc::new(Inner { own, ends, legs: Arc::default(), toll: Toll::new(limits), node: Mutex::default() }))
     }
 
     /// The node has begun: from now on there can be circuits.
     pub fn join(&self, hub: &Hub, dialler: Arc<dyn Dialler>) {
-        // A second time changes nothing: a node begins once.
-        let _ = self.0.node.set(Joined { hub: hub.downgrade(), dialler });
+        *self.node() = Some(Joined { hub: hub.downgrade(), dialler });
+    }
+
+    /// The node ends: from now on no circuits begin.
+    pub fn leave(&self) {
+        // Dropped when the lock is free again: more may go with it.
+        let _left = self.node().take();
+    }
+
+    fn node(&self) -> MutexGuard<'_, Option<Joined>> {
+        self.0.node.lock().expect("nothing panics while it is held")
     }
 
     /// What was counted since the start.
@@ -68,7 +78,7 @@ impl Relays {
     }
 
     fn hub(&self) -> Option<Hub> {
-        self.0.node.get()?.hub.upgrade()
+        self.node().as_ref()?.hub.upgrade()
     }
 
     /// Serves a stream of a circuit that came over this link; the kind byte has been read, `first` came with it. It ends when the link
