@@ -253,7 +253,7 @@ impl Owner {
             return;
         }
         let old = path.attached.age() >= limits::CIRCUIT_LIFE;
-        let addresses = if self.peer.is_only_via() { Vec::new() } else { self.usable() };
+        let addresses = self.usable();
         let via = self.ways().into_iter().next().filter(|_| old);
         if !addresses.is_empty() || via.is_some() {
             let reach = Reach { hub: self.hub.clone(), to: self.peer.id, addresses, via };
@@ -273,6 +273,10 @@ impl Owner {
 
     /// The addresses at which nobody else answered lately.
     fn usable(&self) -> Vec<SocketAddr> {
+        // Not even where it says it is: a dial would tell it where this node is.
+        if self.peer.is_only_via() {
+            return Vec::new();
+        }
         let now = Instant::now().into_std();
         let mut usable = self.peer.addresses();
         usable.retain(|address| !self.backoff.is_set_aside(*address, now));

@@ -1,5 +1,6 @@
 //! One attempt to reach a peer: its addresses and, a moment later, a relay, all at once; whichever gives a link first.
-//! After "Happy Eyeballs" (RFC 8305), with a link of one's own preferred to a circuit.
+//! After "Happy Eyeballs" (RFC 8305), with a link of one's own preferred to a circuit. While an address does not answer, a relay that
+//! had no way there is asked again, less and less often.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -57,19 +58,30 @@ impl Reach {
             Either::Left((Err(dialled), _)) => (None, dialled),
             Either::Right(((), direct)) => (Some(direct), None),
         };
-        let relayed = hub.acceptor().begin(via.clone(), to);
-        let Some(direct) = direct else {
-            return relayed.await.map_err(|error| Unreachable { dialled, relayed: Some((via, error)) });
+        let Some(mut direct) = direct else {
+            let relayed = hub.acceptor().begin(via.clone(), to).await;
+            return relayed.map_err(|error| Unreachable { dialled, relayed: Some((via, error)) });
         };
-        match select(direct, relayed).await {
-            Either::Left((Ok(link), _)) => Ok(link),
-            Either::Left((Err(dialled), relayed)) => {
-                relayed.await.map_err(|error| Unreachable { dialled, relayed: Some((via, error)) })
+        let mut wait = limits::RELAY_AFTER;
+        loop {
+            let error = match select(direct, hub.acceptor().begin(via.clone(), to)).await {
+                Either::Left((Ok(link), _)) | Either::Right((Ok(link), _)) => return Ok(link),
+                Either::Left((Err(dialled), relayed)) => {
+                    return relayed.await.map_err(|error| Unreachable { dialled, relayed: Some((via, error)) });
+                }
+                Either::Right((Err(error), dialling)) => {
+                    direct = dialling;
+                    error
+                }
+            };
+            // An address that is silent is so for long, and what the relay lacks may be there in a moment: it is asked again meanwhile.
+            match select(direct, Box::pin(sleep(wait))).await {
+                Either::Left((dialled, _)) => {
+                    return dialled.map_err(|dialled| Unreachable { dialled, relayed: Some((via, error)) });
+                }
+                Either::Right(((), dialling)) => direct = dialling,
             }
-            Either::Right((Ok(link), _)) => Ok(link),
-            Either::Right((Err(error), direct)) => {
-                direct.await.map_err(|dialled| Unreachable { dialled, relayed: Some((via, error)) })
-            }
+            wait *= 2;
         }
     }
 }

@@ -8,7 +8,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::runtime;
@@ -141,6 +141,11 @@ pub fn rate(socket: &Path, peer: &str, in_flight: usize, time: Duration) -> Resu
     })
 }
 
+/// One call with this body: whether it was answered with OK.
+pub fn call(socket: &Path, peer: &str, method: &str, body: &Value) -> Result<(), String> {
+    on_a_runtime(OneCall::of(socket, peer, method, body).make())
+}
+
 fn on_a_runtime<T>(future: impl Future<Output = T>) -> T {
     runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
 }
@@ -180,8 +185,12 @@ struct OneCall {
 
 impl OneCall {
     fn new(socket: &Path, peer: &str) -> Self {
-        let head = json!({ "peer": peer, "method": DESCRIBE, "timeout_ms": 30_000 });
-        let body = format!("{head}\n{}\n", json!({ "message": null }));
+        Self::of(socket, peer, DESCRIBE, &Value::Null)
+    }
+
+    fn of(socket: &Path, peer: &str, method: &str, message: &Value) -> Self {
+        let head = json!({ "peer": peer, "method": method, "timeout_ms": 30_000 });
+        let body = format!("{head}\n{}\n", json!({ "message": message }));
         let request = format!(
             "POST /v1/call HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}",
             body.len()

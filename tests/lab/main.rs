@@ -19,7 +19,13 @@ mod probe;
 #[cfg(target_os = "linux")]
 mod scenarios;
 #[cfg(target_os = "linux")]
+mod search;
+#[cfg(target_os = "linux")]
+mod sites;
+#[cfg(target_os = "linux")]
 mod stage;
+#[cfg(target_os = "linux")]
+mod tunnels;
 
 use std::sync::RwLock;
 

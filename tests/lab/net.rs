@@ -1,15 +1,22 @@
 //! Networks of the lab's own: namespaces, cables, routers and NAT, by way of `ip` and `nft`. Their names carry this process's id,
 //! and they go when dropped; those of processes that were killed go with the next run. Nothing outside them is touched.
 
+use std::fs::File;
 use std::io::Write;
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::thread;
 
 use rustix::process::{Pid, Signal, geteuid, kill_process};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 /// What all names of namespaces begin with; the process's id and a number follow.
 const PREFIX: &str = "voltlab-";
+
+/// Where `ip` keeps its namespaces.
+const SPACES: &str = "/run/netns";
 
 /// What this machine lacks for the lab; `None` if it is all there.
 pub fn missing() -> Option<String> {
@@ -103,6 +110,16 @@ impl Space {
         let mut command = Command::new("ip");
         command.args(["netns", "exec", self.name(), program]);
         command
+    }
+
+    /// Does something on a thread of that machine. Sockets that are made there belong to it, whoever uses them afterwards.
+    pub fn within<T: Send>(&self, what: impl FnOnce() -> T + Send) -> T {
+        let space = File::open(Path::new(SPACES).join(self.name())).unwrap();
+        let inside = || {
+            move_into_link_name_space(space.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
+            what()
+        };
+        thread::scope(|scope| scope.spawn(inside).join().unwrap())
     }
 
     /// Rules for `nft`.

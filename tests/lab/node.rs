@@ -1,8 +1,9 @@
 //! Nodes in the lab: the real binary, each with a home of its own and in a namespace, and what they print, with when.
 
+use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read};
 use std::path::PathBuf;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, ChildStdin, Command, Output, Stdio};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -66,6 +67,20 @@ impl Home {
         node
     }
 
+    /// The same, with everything it logs in a file, and a variable of its environment that holds this mark.
+    pub fn up_logging(&self, arguments: &[&str], log: File, mark: &str) -> Node {
+        let mut command = self.volt(&[&["up", "--json", "-vv"], arguments].concat());
+        command.env("VOLT_LOG", "trace").env("VOLT_LAB_MARK", mark);
+        let node = Node { process: Process::start_with(command, log.into()) };
+        node.event(Mark::START, "ready", LONG);
+        node
+    }
+
+    /// What `volt.toml` says from the next start on.
+    pub fn configure(&self, toml: &str) {
+        fs::write(self.path("home").join("volt.toml"), toml).unwrap();
+    }
+
     /// A program as a function, once it can be called.
     pub fn serve(&self, method: &str, program: &str, options: &[&str]) -> Process {
         let serving = Process::start(self.volt(&[&["serve", method, "--exec", program], options].concat()));
@@ -109,13 +124,31 @@ impl Lines {
 }
 
 impl Process {
-    pub fn start(mut command: Command) -> Self {
-        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        let (lines, out, err) = (Arc::<Lines>::default(), child.stdout.take().unwrap(), child.stderr.take().unwrap());
+    pub fn start(command: Command) -> Self {
+        Self::start_with(command, Stdio::piped())
+    }
+
+    /// The same, with another place for what it says on stderr.
+    fn start_with(mut command: Command, stderr: Stdio) -> Self {
+        let mut child = command.stdout(Stdio::piped()).stderr(stderr).spawn().unwrap();
+        let (lines, out, err) = (Arc::<Lines>::default(), child.stdout.take().unwrap(), child.stderr.take());
         let (for_out, for_err) = (lines.clone(), lines.clone());
         thread::spawn(move || for_out.keep(out));
-        thread::spawn(move || for_err.keep(err));
+        if let Some(err) = err {
+            thread::spawn(move || for_err.keep(err));
+        }
         Self { child, lines }
+    }
+
+    /// Its stdin, if it was started with one and nobody has it yet.
+    pub fn stdin(&mut self) -> ChildStdin {
+        self.child.stdin.take().unwrap()
+    }
+
+    /// Asks it to end, and waits until it has.
+    pub fn interrupt(mut self) {
+        self.signal(Signal::INT);
+        self.child.wait().unwrap();
     }
 
     /// After all lines so far.
@@ -178,6 +211,10 @@ impl Node {
 
     pub fn signal(&self, signal: Signal) {
         self.process.signal(signal);
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.process.child.id()
     }
 
     /// Kills it, without a word to anybody.

@@ -133,6 +133,47 @@ fn no_call_fails_when_a_relay_dies_and_another_is_known() {
 }
 
 #[test]
+fn regression_a_relay_is_asked_again_while_an_address_is_silent() {
+    rounds(2, |seed| async move {
+        let (network, _) = network(seed);
+        network.default_link(LinkProfile::perfect(Duration::from_millis(10)));
+        network.partition(ip(1), ip(2));
+        let relay = relay(&network, 3, &key(seed)).await;
+        let (a, _) = behind(&network, 1, &key(seed + 100), &[relay.ticket()]).await;
+        // A dial into silence takes 10 s, and so does the first attempt: the relay knows of nobody yet.
+        let to_b = a.hold(key(seed + 101).id(), &[(ip(2), PORT).into()]);
+        sleep(Duration::from_secs(1)).await;
+        let (b, _) = behind(&network, 2, &key(seed + 101), &[relay.ticket()]).await;
+        let took = until(LONG, || is_up(&to_b)).await;
+        assert!(took <= Duration::from_secs(3), "{took:?}");
+        tokio::join!(a.shutdown(), b.shutdown(), relay.shutdown());
+    });
+}
+
+#[test]
+fn regression_a_peer_that_is_to_be_reached_one_way_only_is_not_dialled_when_that_way_is_lost() {
+    rounds(2, |seed| async move {
+        let (network, _) = network(seed);
+        network.default_link(LinkProfile::perfect(Duration::from_millis(10)));
+        let relay = relay(&network, 3, &key(seed)).await;
+        let (b, _) = behind(&network, 2, &key(seed + 101), &[relay.ticket()]).await;
+        let (a, _) = open(&network, 1, &key(seed + 100)).await;
+        let to_b = a.connect_via(&[relay.ticket()], b.id(), LONG).await.unwrap();
+        let relayed = Some(PathKind::Relayed(relay.id()));
+        assert_eq!(to_b.path(), relayed);
+        // The peer has said where it is, and nothing is in the way there.
+        network.partition(ip(1), ip(3));
+        until(LONG, || !is_up(&to_b)).await;
+        sleep(Duration::from_secs(20)).await;
+        assert_eq!(to_b.path(), None);
+        network.heal(ip(1), ip(3));
+        until(LONG, || is_up(&to_b)).await;
+        assert_eq!(to_b.path(), relayed);
+        tokio::join!(a.shutdown(), b.shutdown(), relay.shutdown());
+    });
+}
+
+#[test]
 fn a_session_moves_to_a_link_when_there_is_one_and_back_when_it_dies() {
     rounds(4, |seed| async move {
         let (network, mut random) = network(seed);

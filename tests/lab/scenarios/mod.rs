@@ -1,11 +1,13 @@
 //! What the lab shows, by what happens to the network or to a node.
 
+mod canaries;
 mod crash;
 mod links;
 mod lossy;
 mod nat;
 mod outage;
 mod relayed;
+mod tunnelled;
 mod uplink;
 
 /// A name, whether it runs alone, and the scenario: it panics if it goes wrong.
@@ -34,6 +36,9 @@ pub fn all() -> Vec<Scenario> {
         relayed::two_nodes_behind_routers_call_each_other_through_a_relay,
         relayed::no_call_fails_when_a_relay_is_killed_and_another_is_known,
         relayed::a_call_outlives_twenty_seconds_without_its_only_relay,
+        tunnelled::a_session_and_a_download_outlive_a_restart_of_their_relay,
+        tunnelled::a_session_and_a_download_outlive_an_outage_of_their_relay,
+        canaries::a_relay_sees_nothing_of_what_it_carries,
     ];
     all.push((
         "relayed_and_direct_throughput_with_loss_on_each_leg",
