@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::join_all;
-use support::{Alive, Pair, disconnected, echo, join, loopback, open_node, pair, soon, until};
+use support::{Alive, Pair, disconnected, echo, join_directly, loopback, open_node, pair, soon, until};
 use tokio::sync::Semaphore;
 use voltmesh::id::SecretKey;
 use voltmesh::node::config::Config;
@@ -404,7 +404,7 @@ async fn at(address: std::net::SocketAddr, key: &SecretKey, bank: &Bank) -> Node
 #[tokio::test]
 async fn a_marked_call_is_sent_again_to_a_callee_that_was_restarted_and_has_forgotten() {
     let (bank, key) = (Bank::new(0), SecretKey::generate());
-    let Pair { a, b, to_b, to_a, .. } = join(open_node(echo()).await, at(loopback(), &key, &bank).await).await;
+    let Pair { a, b, to_b, to_a } = join_directly(open_node(echo()).await, at(loopback(), &key, &bank).await).await;
     let address = b.listening()[0];
     let mut call = Box::pin(to_b.request("bank/pay").idempotent().unary::<_, (u32, u64)>(&100u64));
     until_polling(&mut call, || bank.begun() == 1).await;
@@ -430,7 +430,7 @@ async fn a_marked_call_is_sent_again_to_a_callee_that_was_restarted_and_has_forg
 #[tokio::test]
 async fn a_marked_call_whose_session_never_comes_back_ends_at_its_deadline() {
     let (bank, key) = (Bank::new(0), SecretKey::generate());
-    let pair = join(open_node(echo()).await, at(loopback(), &key, &bank).await).await;
+    let pair = join_directly(open_node(echo()).await, at(loopback(), &key, &bank).await).await;
     let call = pair.to_b.request("bank/pay").timeout(Duration::from_millis(700)).idempotent();
     let mut call = Box::pin(call.unary::<_, (u32, u64)>(&100u64));
     until_polling(&mut call, || bank.begun() == 1).await;

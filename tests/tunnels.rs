@@ -36,7 +36,7 @@ async fn pair() -> (Node, Node, Session) {
 
 async fn client(host: &Node) -> (Node, Session) {
     let node = closed().bind().await.unwrap();
-    let session = soon(node.connect(host.ticket())).await.unwrap();
+    let session = support::reach(&node, host).await;
     (node, session)
 }
 

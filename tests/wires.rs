@@ -35,6 +35,13 @@ fn open_host_at(at: SocketAddr) -> Builder {
 
 async fn client(host: &Node) -> (Node, Session) {
     let node = closed().bind().await.unwrap();
+    let session = support::reach(&node, host).await;
+    (node, session)
+}
+
+/// The same with no relay between, for a host that is restarted, and is where it was.
+async fn directly(host: &Node) -> (Node, Session) {
+    let node = closed().bind().await.unwrap();
     let session = soon(node.connect(host.ticket())).await.unwrap();
     (node, session)
 }
@@ -385,7 +392,7 @@ async fn a_wire_in_memory_is_gone_with_its_host_and_everybody_is_told() {
     let key = SecretKey::generate();
     let host = host_again(&key, loopback(), None).await;
     let at = host.listening()[0];
-    let (node, session) = client(&host).await;
+    let (node, session) = directly(&host).await;
     let (wire, mut events) = (session.wire("lost").unwrap(), node.events());
     let mut reader = soon(wire.subscribe(From::Live)).await.unwrap();
     publish(&wire, 1..=10).await;
@@ -408,7 +415,7 @@ async fn a_persistent_wire_goes_on_where_it_was_when_its_host_is_restarted() {
     let (home, key) = (tempfile::tempdir().unwrap(), SecretKey::generate());
     let host = host_again(&key, loopback(), Some(home.path())).await;
     let at = host.listening()[0];
-    let (node, session) = client(&host).await;
+    let (node, session) = directly(&host).await;
     let (wire, mut events) = (session.wire("kept/for-ever").unwrap(), node.events());
     let options = Options { persist: true, ring_chunks: 5, ..Options::default() };
     soon(wire.create(options)).await.unwrap();

@@ -59,7 +59,7 @@ pub struct Config {
     /// held. At most [`CONNECT`].
     pub homes: Vec<PeerRef>,
     /// Relays to keep sessions with: this node is reached through them where it cannot be dialled, and reaches others through them. The
-    /// preferred one first; at most [`RELAYS`](crate::proto::limits::RELAYS).
+    /// preferred one first; at most [`RELAYS`].
     pub relays: Vec<PeerRef>,
     /// For whom this node carries circuits. `None`, the default: for those only whom rules about `relay` permit it.
     pub relay: Option<RelayMode>,

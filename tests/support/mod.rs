@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 use voltmesh::id::NodeId;
-use voltmesh::node::config::RelayMode;
+use voltmesh::node::config::{Config, Limits, RelayMode};
 use voltmesh::node::{Builder, Events};
 use voltmesh::session::DisconnectReason;
 use voltmesh::{Event, Node, Receiver, Sender, Service, Session};
@@ -68,11 +68,13 @@ pub fn relays_between() -> usize {
     std::env::var("VOLT_RELAYS").map_or(0, |relays| relays.parse().expect("VOLT_RELAYS is a number"))
 }
 
-/// Relays that carry for anyone, each a neighbour of the next.
+/// Relays that carry for anyone as fast as they can, each a neighbour of the next.
 pub async fn chain(relays: usize) -> Vec<Node> {
     let mut chain: Vec<Node> = Vec::new();
     for _ in 0..relays {
-        let relay = closed().open(true).relay(RelayMode::Open).bind().await.unwrap();
+        let limits = Limits { relay_guest_bytes_per_second: 0, ..Limits::default() };
+        let config = Config { listen: vec![loopback()], open: true, relay: Some(RelayMode::Open), limits, ..Config::default() };
+        let relay = Node::builder().config(config).bind().await.unwrap();
         if let Some(before) = chain.last() {
             soon(before.connect(relay.ticket())).await.unwrap();
         }
@@ -81,12 +83,26 @@ pub async fn chain(relays: usize) -> Vec<Node> {
     chain
 }
 
+/// A session of `a` with `b`, carried by as many relays as are asked for, which live as long as the test.
+pub async fn reach(a: &Node, b: &Node) -> Session {
+    let relays = chain(relays_between()).await;
+    let Some(last) = relays.last() else { return soon(a.connect(b.ticket())).await.unwrap() };
+    soon(b.connect(last.ticket())).await.unwrap();
+    until(|| last.session(b.id()).is_some_and(|session| session.id().is_some())).await;
+    let tickets: Vec<_> = relays.iter().map(Node::ticket).collect();
+    let session = soon(a.connect_via(&tickets, b.id(), SOON)).await.unwrap();
+    assert!(session.path().is_some_and(|path| path.is_relayed()));
+    tokio::spawn(async move {
+        std::future::pending::<()>().await;
+        drop(relays);
+    });
+    session
+}
+
 /// Two nodes with a session, and that session as each of them holds it.
 pub struct Pair {
     pub a: Node,
     pub b: Node,
-    /// What carries it, if it is no link.
-    pub relays: Vec<Node>,
     /// The session with `b`, held by `a`.
     pub to_b: Session,
     /// The session with `a`, held by `b`.
@@ -101,29 +117,27 @@ pub async fn pair(at_a: Service, at_b: Service) -> Pair {
 /// Connects `a` to `b`, by as many relays as are asked for, and waits until both have it.
 pub async fn join(a: Node, b: Node) -> Pair {
     let mut events = b.events();
-    let relays = chain(relays_between()).await;
-    let to_b = match relays.last() {
-        None => soon(a.connect(b.ticket())).await.unwrap(),
-        Some(last) => {
-            soon(b.connect(last.ticket())).await.unwrap();
-            until(|| last.session(b.id()).is_some_and(|session| session.id().is_some())).await;
-            let tickets: Vec<_> = relays.iter().map(Node::ticket).collect();
-            soon(a.connect_via(&tickets, b.id(), SOON)).await.unwrap()
-        }
-    };
-    connected(&mut events, a.id()).await;
+    let to_b = reach(&a, &b).await;
+    joined(&mut events, a, b, to_b).await
+}
+
+/// The same without relays, for those who leave the network in ways that only they themselves know.
+pub async fn join_directly(a: Node, b: Node) -> Pair {
+    let mut events = b.events();
+    let to_b = soon(a.connect(b.ticket())).await.unwrap();
+    joined(&mut events, a, b, to_b).await
+}
+
+async fn joined(events: &mut Events, a: Node, b: Node, to_b: Session) -> Pair {
+    connected(events, a.id()).await;
     let to_a = b.session(a.id()).expect("it is connected");
-    assert_eq!(to_b.path().is_some_and(|path| path.is_relayed()), !relays.is_empty());
-    Pair { a, b, relays, to_b, to_a }
+    Pair { a, b, to_b, to_a }
 }
 
 impl Pair {
     /// Ends both nodes in good order.
     pub async fn shutdown(self) {
         soon(async { tokio::join!(self.a.shutdown(), self.b.shutdown()) }).await;
-        for relay in self.relays {
-            soon(relay.shutdown()).await;
-        }
     }
 }
 
