@@ -7,7 +7,9 @@ use std::time::Duration;
 use support::{SOON, closed, connected, echo, open_node, soon};
 use voltmesh::Node;
 use voltmesh::id::Ticket;
-use voltmesh::node::config::RelayMode;
+use voltmesh::node::Located;
+use voltmesh::node::config::{Config, Limits, RelayMode};
+use voltmesh::policy::{Action, Effect, Rule, Source, Subject};
 use voltmesh::session::PathKind;
 
 /// A relay that carries for anyone.
@@ -63,4 +65,83 @@ async fn a_way_through_two_relays_in_a_row_is_named_and_kept_to() {
     let answer: String = soon(session.call("echo/one", "far")).await.unwrap();
     assert_eq!(answer, "far");
     tokio::join!(here.shutdown(), there.shutdown(), first.shutdown(), second.shutdown());
+}
+
+/// A relay with these limits.
+async fn relay_with(limits: Limits, mode: RelayMode) -> Node {
+    let config = Config { listen: vec![support::loopback()], open: true, relay: Some(mode), limits, ..Config::default() };
+    Node::builder().config(config).bind().await.unwrap()
+}
+
+#[tokio::test]
+async fn a_guest_is_carried_no_faster_than_guests_are() {
+    let relay = relay_with(Limits { relay_guest_bytes_per_second: 500_000, ..Limits::default() }, RelayMode::Open).await;
+    let there = behind(&[&relay]).await;
+    let here = closed().bind().await.unwrap();
+    let session = soon(here.connect_via(&[relay.ticket()], there.id(), SOON)).await.unwrap();
+    let body = "g".repeat(500_000);
+    let begun = std::time::Instant::now();
+    assert_eq!(soon(session.call::<_, String>("echo/one", &body)).await.unwrap(), body);
+    // A million bytes both ways, of which a tenth of a second's may go at once.
+    assert!(begun.elapsed() >= Duration::from_millis(1_850), "{:?}", begun.elapsed());
+    tokio::join!(here.shutdown(), there.shutdown(), relay.shutdown());
+}
+
+#[tokio::test]
+async fn a_closed_relay_carries_between_nodes_it_knows_and_for_as_long_as_it_knows_them() {
+    let relay = relay_with(Limits::default(), RelayMode::Closed).await;
+    let there = behind(&[&relay]).await;
+    let here = closed().bind().await.unwrap();
+    let via = [relay.ticket()];
+    let within = Duration::from_secs(1);
+    assert!(here.connect_via(&via, there.id(), within).await.is_err(), "it knows neither of them");
+    let know = |id| Rule::new(Effect::Permit, Subject::Node(id), Action::Connect, "*".parse().unwrap(), Source::Store).unwrap();
+    relay.add_rule(know(there.id())).await.unwrap();
+    assert!(here.connect_via(&via, there.id(), within).await.is_err(), "it does not know who asks");
+    let who_asks = know(here.id());
+    relay.add_rule(who_asks.clone()).await.unwrap();
+    let session = soon(here.connect_via(&via, there.id(), SOON)).await.unwrap();
+    assert_eq!(soon(session.call::<_, String>("echo/one", "known")).await.unwrap(), "known");
+    relay.remove_rule(who_asks.id()).await.unwrap();
+    support::until(|| relay.relay_counts().circuits == 0).await;
+    assert!(relay.relay_counts().refused_by_policy >= 2);
+    tokio::join!(here.shutdown(), there.shutdown(), relay.shutdown());
+}
+
+#[tokio::test]
+async fn who_may_discover_a_node_is_told_where_it_is_and_others_are_told_nothing() {
+    let relay = relay().await;
+    let there = behind(&[&relay]).await;
+    let here = closed().bind().await.unwrap();
+    let to_relay = soon(here.connect(relay.ticket())).await.unwrap();
+    let find = async |id| soon(to_relay.call::<_, Located>("volt/find", &id)).await;
+    let listed = async || soon(to_relay.call::<_, Vec<Located>>("volt/attached", &())).await.unwrap();
+    let nobody = here.id();
+    assert_eq!(find(there.id()).await.unwrap_err().to_string(), find(nobody).await.unwrap_err().to_string());
+    assert_eq!(listed().await, []);
+    let discover = Rule::new(Effect::Permit, Subject::Node(here.id()), Action::Discover, "*".parse().unwrap(), Source::Store);
+    relay.add_rule(discover.unwrap()).await.unwrap();
+    let found = find(there.id()).await.unwrap();
+    assert!(found.attached && found.id == there.id() && found.addresses == there.ticket().addresses);
+    assert_eq!(found.relays.first().map(|by| by.id), Some(relay.id()));
+    assert_eq!(listed().await, [found]);
+    tokio::join!(here.shutdown(), there.shutdown(), relay.shutdown());
+}
+
+/// Neither has the other's relay; theirs are neighbours, and one of them is asked.
+#[tokio::test]
+async fn a_node_is_found_by_its_id_through_what_ones_own_relay_knows_of_it() {
+    let (ours, theirs) = (relay().await, relay().await);
+    let there = behind(&[&theirs]).await;
+    // Our relay has met it: it told where it is, and by which relay it is reached.
+    soon(there.connect(ours.ticket())).await.unwrap();
+    until_attached(&ours, &there).await;
+    let here = behind(&[&ours]).await;
+    let discover = Rule::new(Effect::Permit, Subject::Anyone, Action::Discover, "*".parse().unwrap(), Source::Store);
+    ours.add_rule(discover.unwrap()).await.unwrap();
+    let session = soon(here.connect_to(there.id(), &[], SOON)).await.unwrap();
+    assert_eq!(soon(session.call::<_, String>("echo/one", "found")).await.unwrap(), "found");
+    // Asked, the relay said where it can be dialled, so the session is not relayed for long.
+    support::until(|| session.path() == Some(PathKind::Direct)).await;
+    tokio::join!(here.shutdown(), there.shutdown(), ours.shutdown(), theirs.shutdown());
 }

@@ -26,7 +26,6 @@ pub struct Located {
     /// Which node.
     pub id: NodeId,
     /// What it calls itself, if it is attached: for display, escaped.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
     /// Whether it is attached where this was asked: then it can be reached through there.
     pub attached: bool,

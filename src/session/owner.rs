@@ -489,6 +489,9 @@ impl Owner {
         self.turn = 0;
         (self.suspecting, self.moved, self.superseded) = (false, false, None);
         self.upgrade = Upgrade::beside(attached.link());
+        if let Some(path) = self.path.as_mut().filter(|path| path.attached.link().is_relayed()) {
+            path.ask();
+        }
         self.supervise(Input::Connected);
         let work = match self.peer.visitor {
             None => self.hub.acceptor().attached(&attached, resumed),
@@ -628,6 +631,9 @@ impl Owner {
         if let Some(path) = &mut self.path {
             let event = path.handle(input).await;
             self.path_event(event).await;
+            if self.path.as_ref().is_some_and(Path::has_answered) {
+                self.upgrade.answered();
+            }
             self.judge();
         }
     }

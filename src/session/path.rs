@@ -292,6 +292,17 @@ impl Path {
         self.pings.push_back(Ping { seq, at: Instant::now(), sent, asked });
     }
 
+    /// Sends a ping, to know by its pong that the peer has the session on this path too.
+    pub fn ask(&mut self) {
+        let seq = self.liveness.ping(Instant::now().into_std());
+        self.send_ping(seq, None);
+    }
+
+    /// Whether the peer has answered a ping here.
+    pub fn has_answered(&self) -> bool {
+        self.liveness.rtt().is_some()
+    }
+
     /// Has the path prove itself at the next tick: it may lead nowhere any more.
     pub fn probe(&mut self) {
         self.liveness.probe();

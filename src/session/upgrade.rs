@@ -1,4 +1,5 @@
-//! When to try to do better than the circuit a session is on: at once, then ever more rarely, and at once again when something has changed.
+//! When to try to do better than the circuit a session is on: as soon as the peer has it there too, then ever more rarely, and at once again
+//! when something has changed.
 
 use rand::{Rng, RngExt};
 use tokio::time::Instant;
@@ -8,23 +9,36 @@ use crate::proto::limits;
 
 /// When to try.
 #[derive(Debug, Default)]
-pub(super) struct Upgrade(Option<Waits>);
-
-#[derive(Debug)]
-struct Waits {
-    at: Instant,
-    doublings: u32,
+pub(super) enum Upgrade {
+    /// Not at all: there is no path, or it is a link.
+    #[default]
+    Never,
+    /// The peer has not answered on the circuit. A link is often the faster way: on it we would ask for a session that the peer does not have yet,
+    /// and get another one.
+    Unanswered,
+    /// At this time, after so many others.
+    At(Instant, u32),
 }
 
 impl Upgrade {
     /// Beside this link: a circuit is to be left as soon as can be, a link of its own is as good as it gets.
     pub fn beside(link: &Link) -> Self {
-        Self(link.is_relayed().then(|| Waits { at: Instant::now(), doublings: 0 }))
+        if link.is_relayed() { Self::Unanswered } else { Self::Never }
+    }
+
+    /// The peer has answered on the circuit.
+    pub fn answered(&mut self) {
+        if let Self::Unanswered = self {
+            *self = Self::At(Instant::now(), 0);
+        }
     }
 
     /// The time of the next attempt.
     pub fn at(&self) -> Option<Instant> {
-        self.0.as_ref().map(|waits| waits.at)
+        match self {
+            Self::At(at, _) => Some(*at),
+            Self::Never | Self::Unanswered => None,
+        }
     }
 
     pub fn is_due(&self) -> bool {
@@ -33,17 +47,17 @@ impl Upgrade {
 
     /// One was begun: the next one is due after a time that doubles, and is drawn so that two ends do not keep step.
     pub fn tried(&mut self, random: &mut impl Rng) {
-        let Some(waits) = &mut self.0 else { return };
+        let Self::At(at, doublings) = self else { return };
         let (first, most) = limits::UPGRADE_BACKOFF;
-        let longest = first.saturating_mul(1 << waits.doublings.min(16)).min(most);
-        waits.doublings += 1;
-        waits.at = Instant::now() + random.random_range(longest / 2..=longest);
+        let longest = first.saturating_mul(1 << (*doublings).min(16)).min(most);
+        *doublings += 1;
+        *at = Instant::now() + random.random_range(longest / 2..=longest);
     }
 
     /// Something has changed: what failed before may not now.
     pub fn now(&mut self) {
-        if let Some(waits) = &mut self.0 {
-            *waits = Waits { at: Instant::now(), doublings: 0 };
+        if let Self::At(..) = self {
+            *self = Self::At(Instant::now(), 0);
         }
     }
 }

@@ -7,7 +7,7 @@ use rand::RngExt;
 use tokio::time::{Instant, sleep, timeout};
 use voltmesh::id::{SecretKey, Ticket};
 use voltmesh::net::sim::{LinkProfile, SimNetwork};
-use voltmesh::node::config::RelayMode;
+use voltmesh::node::config::{Config, Limits, RelayMode};
 use voltmesh::session::PathKind;
 use voltmesh::{Event, Node, Session};
 
@@ -255,5 +255,42 @@ fn a_node_is_reached_by_its_id_alone_through_a_relay_that_both_have() {
         assert_eq!(to_b.path(), Some(PathKind::Relayed(hub.id())));
         echo(&to_b).await;
         let _: u64 = random.random();
+    });
+}
+
+/// One with many streams, and one with a single one, share what a relay carries in all.
+#[test]
+fn neighbours_that_want_more_than_there_is_get_even_shares() {
+    rounds(2, |seed| async move {
+        let (network, _) = network(seed);
+        network.default_link(LinkProfile::perfect(Duration::from_millis(5)));
+        let limits = Limits { relay_all_bytes_per_second: 400_000, relay_guest_bytes_per_second: 0, ..Limits::default() };
+        let config = Config { open: true, relay: Some(RelayMode::Open), limits, ..Config::default() };
+        let relay = bind(&network, ip(3), &key(seed), Node::builder().config(config)).await;
+        let (there, _) = behind(&network, 2, &key(seed + 1), &[relay.ticket()]).await;
+        let mut tasks = Vec::new();
+        for (host, streams) in [(10u8, 8u64), (11, 1)] {
+            let here = bind(&network, ip(host), &key(seed + u64::from(host)), Node::builder()).await;
+            let session = here.connect_via(&[relay.ticket()], there.id(), LONG).await.unwrap();
+            let answered = Arc::new(Mutex::new(0u64));
+            let mut calls = tokio::task::JoinSet::new();
+            for stream in 0..streams {
+                let (session, answered) = (session.clone(), answered.clone());
+                calls.spawn(async move {
+                    loop {
+                        let sent = (stream, vec![7u8; 40_000]);
+                        let call = session.request("work/echo").timeout(LONG * 10).unary::<_, (u64, Vec<u8>)>(&sent);
+                        assert_eq!(call.await.unwrap(), sent);
+                        *answered.lock().unwrap() += 1;
+                    }
+                });
+            }
+            tasks.push((here, answered, calls));
+        }
+        sleep(Duration::from_secs(60)).await;
+        let shares: Vec<u64> = tasks.iter().map(|(_, answered, _)| *answered.lock().unwrap()).collect();
+        println!("in 60 s {shares:?} calls of 80 kB were answered");
+        let (most, least) = (shares[0].max(shares[1]) as f64, shares[0].min(shares[1]) as f64);
+        assert!(least > 50.0 && most / least < 1.6, "{shares:?}");
     });
 }
