@@ -115,17 +115,6 @@ fn no_call_fails_when_a_relay_dies_and_another_is_known() {
         let took = calling.end().await;
         assert!(took.len() > 200 && apart.served.most() == 1);
         apart.told.assert_one_session();
-        if std::env::var_os("DBG").is_some() {
-            let mut all = took.clone();
-            all.sort();
-            for (began, took) in &all {
-                println!(
-                    "DBG began {:>8.3} answered {:>8.3}",
-                    began.duration_since(died - Duration::from_secs(20)).as_secs_f64() - 20.0,
-                    (*began + *took).duration_since(died - Duration::from_secs(20)).as_secs_f64() - 20.0
-                );
-            }
-        }
         took.into_iter().filter(|(began, took)| *began + *took >= died).map(|(_, took)| took).max().unwrap_or_default()
     });
     let slowest = spread("the slowest answer after a relay died", slowest);
