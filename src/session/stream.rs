@@ -6,6 +6,7 @@ use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
+use bincode::Decode;
 use bytes::{Buf, Bytes};
 
 use super::attached::Attached;
@@ -13,6 +14,9 @@ use super::core::{Core, SessionEnd};
 use super::slot::{Arrived, Sending, Slot};
 use crate::net::{PathError, PathRecv, PathSend};
 use crate::proto::close::StreamCode;
+use crate::proto::codec::{self, Message};
+use crate::proto::frame::Frames;
+use crate::proto::limits;
 use crate::proto::stream::{HEAD_BYTES_MAX, Head};
 use crate::state::streams::Ended;
 
@@ -356,6 +360,22 @@ impl StreamRecv {
     /// The stream was on another path before anything of it came here.
     pub(super) fn was_carried_on(&mut self) {
         self.carried_on = true;
+    }
+
+    /// The message that this begins with, for whoever serves the stream, and the frames that have come with it. `None`: none came
+    /// within [`limits::HELLO`], or that is none.
+    pub async fn first_message<M: Message + Decode<()>>(&mut self) -> Option<(M, Frames)> {
+        let mut frames = Frames::new(M::LIMIT);
+        let asked = async {
+            loop {
+                if let Some(frame) = frames.next_frame().ok()? {
+                    return codec::decode(&frame).ok();
+                }
+                frames.push(self.read().await.ok()??);
+            }
+        };
+        let message = tokio::time::timeout(limits::HELLO, asked).await.ok()??;
+        Some((message, frames))
     }
 
     /// The next bytes in order; `None` at the end. Waits for another path when there is none. Cancel-safe.

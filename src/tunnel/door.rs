@@ -13,9 +13,7 @@ use super::target::Target;
 use super::targets::Targets;
 use crate::policy::{Action, PolicyWatch};
 use crate::proto::close::StreamCode;
-use crate::proto::codec::{self, Message};
-use crate::proto::frame::{Frames, put_message};
-use crate::proto::limits;
+use crate::proto::frame::put_message;
 use crate::proto::status::{Code, Status};
 use crate::proto::tunnel::{Answer, Ask};
 use crate::session::{Core, Serving, StreamError, StreamRecv, StreamSend};
@@ -29,9 +27,7 @@ impl Targets {
 }
 
 async fn serve(targets: &Targets, mut send: StreamSend, mut recv: StreamRecv) {
-    let mut frames = Frames::new(Ask::LIMIT);
-    let asked = tokio::time::timeout(limits::HELLO, ask(&mut recv, &mut frames)).await;
-    let Ok(Some(ask)) = asked else {
+    let Some((ask, frames)) = recv.first_message::<Ask>().await else {
         send.reset(StreamCode::Protocol);
         return recv.stop(StreamCode::Protocol);
     };
@@ -52,15 +48,6 @@ async fn serve(targets: &Targets, mut send: StreamSend, mut recv: StreamRecv) {
     let leave = Leave { policy, core, name, target };
     let tunnel = Serve { targets, leave, first: frames.into_rest(), _permit: permit };
     tunnel.run(send, recv).await;
-}
-
-async fn ask(recv: &mut StreamRecv, frames: &mut Frames) -> Option<Ask> {
-    loop {
-        if let Some(frame) = frames.next_frame().ok()? {
-            return codec::decode(&frame).ok();
-        }
-        frames.push(recv.read().await.ok()??);
-    }
 }
 
 /// Whether the peer may, and only then whether there is such a target, and room.

@@ -6,9 +6,7 @@ use super::wires::Wires;
 use super::{feed, intake};
 use crate::policy::{Action, Pattern};
 use crate::proto::close::StreamCode;
-use crate::proto::codec::{self, Message};
-use crate::proto::frame::{Frames, put_message};
-use crate::proto::limits;
+use crate::proto::frame::put_message;
 use crate::proto::status::{Code, Status};
 use crate::proto::wire::{Answer, Ask, Options};
 use crate::session::{Core, Serving, StreamError, StreamRecv, StreamSend};
@@ -22,9 +20,7 @@ impl Wires {
 }
 
 async fn serve(wires: &Wires, mut send: StreamSend, mut recv: StreamRecv) {
-    let mut frames = Frames::new(Ask::LIMIT);
-    let asked = tokio::time::timeout(limits::HELLO, ask(&mut recv, &mut frames)).await;
-    let Ok(Some(ask)) = asked else {
+    let Some((ask, frames)) = recv.first_message::<Ask>().await else {
         send.reset(StreamCode::Protocol);
         return recv.stop(StreamCode::Protocol);
     };
@@ -51,15 +47,6 @@ async fn serve(wires: &Wires, mut send: StreamSend, mut recv: StreamRecv) {
     };
     if ended.is_ok() {
         let _ = send.finish();
-    }
-}
-
-async fn ask(recv: &mut StreamRecv, frames: &mut Frames) -> Option<Ask> {
-    loop {
-        if let Some(frame) = frames.next_frame().ok()? {
-            return codec::decode(&frame).ok();
-        }
-        frames.push(recv.read().await.ok()??);
     }
 }
 
