@@ -54,17 +54,29 @@ async fn a_node_that_cannot_be_dialled_is_called_through_its_relay() {
 }
 
 #[tokio::test]
-async fn a_way_through_two_relays_in_a_row_is_named_and_kept_to() {
-    let (first, second) = (relay().await, relay().await);
-    let to_second = soon(first.connect(second.ticket())).await.unwrap();
-    soon(to_second.connected(SOON)).await.unwrap();
-    let there = behind(&[&second]).await;
-    let here = open_node(echo()).await;
-    let session = soon(here.connect_via(&[first.ticket(), second.ticket()], there.id(), Duration::from_secs(10))).await.unwrap();
-    assert_eq!(session.path(), Some(PathKind::Relayed(first.id())));
-    let answer: String = soon(session.call("echo/one", "far")).await.unwrap();
-    assert_eq!(answer, "far");
-    tokio::join!(here.shutdown(), there.shutdown(), first.shutdown(), second.shutdown());
+async fn a_way_through_up_to_four_relays_in_a_row_is_named_and_kept_to() {
+    let relays = [relay().await, relay().await, relay().await, relay().await];
+    for pair in relays.windows(2) {
+        let on = soon(pair[0].connect(pair[1].ticket())).await.unwrap();
+        soon(on.connected(SOON)).await.unwrap();
+    }
+    for hops in 1..=relays.len() {
+        let way = &relays[..hops];
+        let there = behind(&[&way[hops - 1]]).await;
+        let here = open_node(echo()).await;
+        let named: Vec<Ticket> = way.iter().map(Node::ticket).collect();
+        let session = soon(here.connect_via(&named, there.id(), Duration::from_secs(10))).await.unwrap();
+        assert_eq!(session.path(), Some(PathKind::Relayed(way[0].id())));
+        let far: String = soon(session.call("echo/one", "far")).await.unwrap();
+        assert_eq!(far, "far", "over {hops}");
+        let carried = relays.iter().map(|relay| relay.relay_counts().circuits_ever).collect::<Vec<_>>();
+        let expected: Vec<u64> = (0..relays.len()).map(|at| hops.saturating_sub(at) as u64).collect();
+        assert_eq!(carried, expected, "each relay of the way carries one circuit more");
+        tokio::join!(here.shutdown(), there.shutdown());
+    }
+    for relay in relays {
+        relay.shutdown().await;
+    }
 }
 
 /// A relay with these limits.
