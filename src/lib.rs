@@ -58,6 +58,7 @@
 //! * [`Outcome`]: what became of a call that failed. [`CallError::outcome`] tells *answered*, *not sent* (safe to make again) and
 //!   *unknown* (the other side may have acted on it).
 //! * [`Policy`](policy::Policy): who may do what. What no rule permits is denied; a deny always wins.
+//! * [`Journal`](journal::Journal): what a node with a home decided and was asked for, written down; never what was said.
 //!
 //! # What this version does not do
 //!
@@ -85,6 +86,7 @@
 
 pub mod guide;
 pub mod id;
+pub mod journal;
 #[cfg(feature = "cli")]
 pub mod local;
 #[doc(hidden)]

@@ -9,15 +9,33 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use serde_json::{Value, json};
-use support::process::{Home, Running, failure, read_to_end, text};
+use support::process::{Home, connected, failure, read_to_end, text};
 
-/// B lets A call everything, and A is connected with it under the name `bob`.
-fn connected() -> (Home, Running, Home, Running) {
-    let (a, b) = (Home::new(), Home::new());
-    let (up_a, up_b) = (a.up_here(), b.up_here());
-    b.ok(&["policy", "allow", &a.id(), "call", "*"]);
-    a.ok(&["connect", &b.ticket(), "--as", "bob"]);
-    (a, up_a, b, up_b)
+#[test]
+fn the_journal_is_shown_beside_a_node_and_without_one() {
+    let (a, _up_a, b, up_b) = connected();
+    let follower = b.start(&["journal", "--json", "-n", "100", "--follow"]);
+    let entries =
+        |arguments: &[&str]| -> Vec<Value> { b.ok(arguments).lines().map(|line| serde_json::from_str(line).unwrap()).collect() };
+    a.fails(&["call", "bob", "no/such", "1"]);
+    let entry: Value = serde_json::from_str(&follower.line(|line| line.contains("no/such"))).unwrap();
+    assert_eq!((&entry["event"], &entry["peer"], &entry["decision"]), (&json!("call"), &json!(a.id()), &json!("permit")));
+    follower.signal(Signal::INT);
+    assert!(follower.ended().success());
+    let status = b.json(&["status"]);
+    assert!(status["journal"]["written"].as_u64().unwrap() >= 4, "{status}");
+    assert_eq!((&status["limits"]["feeds"], &status["rated_calls"]), (&json!(0), &json!(0)));
+    up_b.signal(Signal::TERM);
+    assert!(up_b.ended().success());
+    let all = entries(&["journal", "--json", "-n", "1000"]);
+    let events: Vec<_> = all.iter().map(|entry| entry["event"].as_str().unwrap()).collect();
+    assert!(
+        ["started", "policy", "admitted", "call", "ended", "stopped"].iter().all(|event| events.contains(event)),
+        "{events:?}"
+    );
+    assert_eq!(entries(&["journal", "--json", "-n", "1"])[0]["event"], json!("stopped"));
+    let told = b.ok(&["journal"]);
+    assert!(told.lines().any(|line| line.contains("admitted") && line.contains(&a.id())), "{told}");
 }
 
 #[test]
@@ -134,6 +152,7 @@ fn every_cause_has_its_exit_code() {
     let (exit, error) = a.fails(&["call", "bob", "x/fails", "--fail-fast"]);
     assert_eq!((exit, &error["outcome"]), (4, &json!("not_sent")), "{error}");
     let stranger = Home::new();
+    stranger.configure("strangers = \"refuse\"\n");
     let _up = stranger.up_here();
     let (exit, error) = a.fails(&["connect", &stranger.ticket(), "--as", "stranger"]);
     assert_eq!((exit, &error["code"]), (5, &json!("permission_denied")));
@@ -217,6 +236,7 @@ fn open_lets_anyone_in_and_says_so() {
 #[test]
 fn a_call_works_without_a_running_node() {
     let (a, b) = (Home::new(), Home::new());
+    b.configure("strangers = \"refuse\"\n");
     let _up_b = b.up_here();
     let _serving = b.serve("echo/one", "cat", &[]);
     let ticket = b.ticket();

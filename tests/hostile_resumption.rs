@@ -121,7 +121,7 @@ async fn another_process_does_not_resume_and_ends_what_was_in_flight() {
     let (after, list) = raw.attach_as(&node, hello, 4, vec![stands(2, 0)]).await;
     assert_ne!(after.session, before.session);
     assert!(list.iter().all(|part| part.live.is_empty()));
-    assert_eq!(close_code(&before.connection).await, CloseCode::Superseded);
+    assert_eq!(close_code(&before.connection).await, CloseCode::Replaced);
     until(|| alive.now() == 0).await;
     answered(&after, 4).await;
     soon(node.shutdown()).await;

@@ -6,8 +6,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// From the bottom up: a room may import those before it. The last one is the command line, which is another crate.
-const ROOMS: &[&str] =
-    &["id", "proto", "policy", "state", "seal", "net", "session", "service", "wire", "tunnel", "relay", "node", "local"];
+const ROOMS: &[&str] = &[
+    "id", "proto", "policy", "state", "seal", "journal", "net", "session", "service", "wire", "tunnel", "relay", "node", "local",
+];
 
 /// Crates that only `net` names. The yardstick of `volt bench` measures raw quinn and is not looked at.
 const OF_THE_NETWORK: &[&str] = &["quinn", "quinn_proto", "rustls", "rcgen", "socket2", "x509_parser"];

@@ -6,11 +6,13 @@
 pub mod keyfile;
 
 mod envelope;
+mod invitation;
 mod key;
 mod node_id;
 mod private_file;
 mod ticket;
 
+pub use invitation::{InviteHash, Vouch};
 pub use key::{KeyError, SecretKey};
 pub use node_id::{NodeId, NodeIdError};
 pub use ticket::{InviteSecret, MAX_ADDRESSES, MAX_RELAYS, Relay, Ticket, TicketError};

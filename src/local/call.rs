@@ -114,8 +114,9 @@ impl Calling<'_> {
     }
 
     async fn stream(&self, requests: &mut Requests) -> Result<(), Failure> {
-        // A method that is not listed is refused whatever the shape, and the refusal says why.
-        match self.shape().await?.unwrap_or(Shape::Bidi) {
+        // A method that is not listed is refused whatever the shape, and the refusal says why. A node's own methods are listed nowhere.
+        let shape = if self.head.method.starts_with("volt/") { None } else { self.shape().await? };
+        match shape.unwrap_or(Shape::Bidi) {
             shape @ (Shape::Unary | Shape::ServerStream) => {
                 while let Some(body) = requests.recv().await {
                     self.one(shape, body?).await?;
@@ -165,7 +166,7 @@ impl Calling<'_> {
             Callee::Peer(guest) => guest.session().request(&self.head.method),
             Callee::Service(providers, _) => providers.request(self.head.method.split_once('/').unwrap_or_default().1),
         };
-        let mut call = call.content_type(ContentType::Json);
+        let mut call = call.content_type(if self.head.raw { ContentType::Raw } else { ContentType::Json });
         if let Some(timeout) = timeout {
             call = call.timeout(timeout);
         }
@@ -224,7 +225,8 @@ impl Calling<'_> {
 
     async fn reply(&self, body: &[u8]) {
         // Fails when nobody listens any more: the call is cancelled then.
-        let _ = self.replies.send(CallLine::message(body)).await;
+        let line = if self.head.raw { CallLine::raw(body) } else { CallLine::message(body) };
+        let _ = self.replies.send(line).await;
     }
 }
 

@@ -5,7 +5,7 @@ use std::fmt::Display;
 
 use serde::{Deserialize, Serialize};
 
-use crate::node::{ConnectError, RuleError, home, store};
+use crate::node::{ConnectError, DecideError, InviteError, ReloadError, RuleError, home, store};
 use crate::proto::status::{Code, Status};
 use crate::service::{CallError, DiscoverError, Outcome, RegisterError, ServiceError};
 use crate::session::{Unreached, WaitError};
@@ -123,6 +123,9 @@ impl From<CallError> for Failure {
             CallError::Status(status) => status.into(),
             CallError::Request(why) => Self::usage(format!("the request cannot be sent: {why}")),
             CallError::Reply(why) => Self::new(Cause::Answered, Code::Internal, format!("the answer cannot be read: {why}")),
+            CallError::Refused { .. } => {
+                Self { hint: Self::refused().hint, ..Self::new(Cause::Refused, error.code(), &error) }.outcome(outcome)
+            }
             CallError::NotSent(_) => Self::new(Cause::Unreached, Code::Unavailable, &error)
                 .hint("nothing was sent: it is safe to try again; `volt peers` says why there is no session")
                 .outcome(outcome),
@@ -142,6 +145,11 @@ impl From<Unreached> for Failure {
     fn from(unreached: Unreached) -> Self {
         match unreached {
             Unreached::Refused => Self::refused(),
+            Unreached::Replaced => Self::new(Cause::Refused, Code::FailedPrecondition, Unreached::Replaced)
+                .hint("two processes have this node's key: stop one, or make another identity for it with `volt init`"),
+            Unreached::Asked => Self::new(Cause::Unreached, Code::Unavailable, Unreached::Asked)
+                .hint("its owner answers with `volt requests approve` and the id that `volt id` prints here")
+                .outcome(Outcome::NotSent),
             Unreached::WrongKey(why) => Self::new(Cause::Refused, Code::Unauthenticated, why)
                 .hint("another node is at that address: ask the peer for a new ticket"),
             Unreached::NoAddress => Self::new(Cause::Unreached, Code::Unavailable, Unreached::NoAddress)
@@ -204,6 +212,37 @@ impl From<RuleError> for Failure {
     }
 }
 
+impl From<DecideError> for Failure {
+    fn from(error: DecideError) -> Self {
+        match error {
+            DecideError::NotWaiting(_) => Self::new(Cause::Usage, Code::NotFound, error),
+            DecideError::Rule(error) => error.into(),
+        }
+    }
+}
+
+impl From<InviteError> for Failure {
+    fn from(error: InviteError) -> Self {
+        match error {
+            InviteError::Store(error) => error.into(),
+            InviteError::NoHome => Self::local(error),
+            other => Self::usage(other),
+        }
+    }
+}
+
+impl From<ReloadError> for Failure {
+    fn from(error: ReloadError) -> Self {
+        let failure = Self::new(Cause::Local, Code::FailedPrecondition, &error);
+        match error {
+            ReloadError::Config(_) | ReloadError::Policy(_) | ReloadError::Blank => {
+                failure.hint("what was in force before stays; correct the file, and the node reads it again by itself")
+            }
+            _ => failure,
+        }
+    }
+}
+
 impl From<DiscoverError> for Failure {
     fn from(error: DiscoverError) -> Self {
         match error {
@@ -255,6 +294,8 @@ mod tests {
             (CallError::NotSent("down".into()), 4, Some("not_sent")),
             (CallError::OutcomeUnknown("lost".into()), 4, Some("outcome_unknown")),
             (CallError::Request("too large".into()), 2, None),
+            (CallError::Refused { sent: true }, 5, Some("outcome_unknown")),
+            (CallError::Refused { sent: false }, 5, Some("not_sent")),
         ];
         for (error, exit, outcome) in cases {
             let failure = Failure::from(error.clone());

@@ -19,6 +19,7 @@ use tokio::net::UnixListener;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
+use super::afar::{Asker, Far, RULES_ABOUT_IT};
 use super::failure::{Cause, Failure};
 use super::lines::parse;
 use super::offers::Offers;
@@ -26,14 +27,17 @@ use super::peers::{self, Guests};
 use super::rules;
 use super::serve::Pending;
 use super::streams::{events, get_events, post_call, post_down, post_serve, post_serve_call, post_watch};
+use super::trust;
 use super::tunnels::{post_expose, post_forward};
 use super::types::{
-    EventLine, NodeStatus, PeerLine, PeerRequest, RuleAdded, RuleRequest, ServiceLine, ServicesRequest, SessionLine,
+    EventLine, NodeStatus, PeerLine, PeerRequest, ReloadLine, RuleAdded, RuleRequest, ServiceLine, ServicesRequest, SessionLine,
+    names,
 };
 use super::wires;
 use super::wires::{get_wires, post_publish, post_subscribe};
 use crate::Node;
-use crate::policy::Source;
+use crate::node::Listening;
+use crate::policy::{Action, Effect, Rule, Source};
 
 /// Largest request that is no stream, in bytes.
 const REQUEST_BYTES: usize = 64 * 1024;
@@ -42,6 +46,8 @@ const REQUEST_BYTES: usize = 64 * 1024;
 #[derive(Debug)]
 pub struct Server {
     api: Arc<Api>,
+    /// For peers, as long as it is there.
+    _far: Arc<Far>,
     socket: PathBuf,
     task: JoinHandle<()>,
 }
@@ -58,6 +64,8 @@ pub struct Api {
     pub down: watch::Sender<bool>,
     /// The node is down: streams end.
     pub ended: watch::Sender<bool>,
+    /// The owner can be asked: here.
+    _listening: Listening,
 }
 
 impl Server {
@@ -76,8 +84,10 @@ impl Server {
             began: Instant::now(),
             down: watch::Sender::new(false),
             ended: watch::Sender::new(false),
+            _listening: node.listen(),
             node,
         });
+        let far = Far::start(&api)?;
         let mut ended = api.ended.subscribe();
         let served = axum::serve(listener, router(api.clone()))
             .with_graceful_shutdown(async move { drop(ended.wait_for(|ended| *ended).await) });
@@ -86,12 +96,17 @@ impl Server {
                 tracing::error!(%error, "the local API has failed");
             }
         });
-        Ok(Self { api, socket, task })
+        Ok(Self { api, _far: far, socket, task })
     }
 
     /// Waits until somebody asks the node to go down. Cancel-safe.
     pub async fn asked_down(&self) {
         let _ = self.api.down.subscribe().wait_for(|down| *down).await;
+    }
+
+    /// The node is about to go down: what peers administer here ends, which the node would wait for.
+    pub fn going_down(&self) {
+        self.api.down.send_replace(true);
     }
 
     /// Events of the node and of what other processes serve through it, from now on.
@@ -121,7 +136,8 @@ fn bind(path: &Path) -> std::io::Result<UnixListener> {
     Ok(listener)
 }
 
-fn router(api: Arc<Api>) -> Router {
+/// Every route, for whoever asks. What a peer has to be permitted for it is in [`afar`].
+pub(super) fn router(api: Arc<Api>) -> Router {
     Router::new()
         .route("/v1/status", get(get_status))
         .route("/v1/sessions", get(get_sessions))
@@ -133,8 +149,17 @@ fn router(api: Arc<Api>) -> Router {
         .route("/v1/disconnect", post(post_disconnect))
         .route("/v1/ping", post(post_ping))
         .route("/v1/policy", get(get_policy).post(post_policy))
+        .route("/v1/policy/allow", post(post_policy_allow))
+        .route("/v1/policy/deny", post(post_policy_deny))
         .route("/v1/policy/check", post(post_policy_check))
         .route("/v1/policy/{id}", delete(delete_policy))
+        .route("/v1/requests", get(get_requests))
+        .route("/v1/requests/approve", post(post_approve))
+        .route("/v1/requests/deny", post(post_deny))
+        .route("/v1/invitations", get(get_invitations).post(post_invitation))
+        .route("/v1/invitations/{name}", delete(delete_invitation))
+        .route("/v1/join", post(post_join))
+        .route("/v1/revoke", post(post_revoke))
         .route("/v1/call", post(post_call))
         .route("/v1/serve", post(post_serve))
         .route("/v1/serve/calls/{id}", post(post_serve_call))
@@ -143,6 +168,7 @@ fn router(api: Arc<Api>) -> Router {
         .route("/v1/wires/subscribe", post(post_subscribe))
         .route("/v1/expose", post(post_expose))
         .route("/v1/forward", post(post_forward))
+        .route("/v1/reload", post(post_reload))
         .route("/v1/down", post(post_down))
         .fallback(|| async { Failure::new(Cause::Usage, crate::proto::status::Code::NotFound, "there is no such route") })
         .method_not_allowed_fallback(|| async { Failure::usage("this route takes another method") })
@@ -161,7 +187,7 @@ async fn get_status(State(api): State<Arc<Api>>) -> Answered<NodeStatus> {
 /// # Errors
 /// [`Failure`] if the store cannot be read.
 pub async fn status(node: &Node, uptime: Duration) -> Result<NodeStatus, Failure> {
-    let (peers, counts) = (node.peers().await?, node.counts());
+    let (peers, counts, config) = (node.peers().await?, node.counts(), node.config_state());
     Ok(NodeStatus {
         id: node.id(),
         name: Some(node.name().to_owned()).filter(|name| !name.is_empty()),
@@ -178,8 +204,20 @@ pub async fn status(node: &Node, uptime: Duration) -> Result<NodeStatus, Failure
         panics: counts.panics,
         slow_polls: counts.slow_polls,
         refused_handshakes: counts.refused_handshakes,
+        failed_handshakes: counts.failed_handshakes,
         refused_sessions: counts.refused_sessions,
+        refused_requests: counts.refused_requests,
+        refused_invitations: counts.refused_invitations,
+        requests: node.requests().len(),
+        denied_calls: counts.denied_calls,
+        rated_calls: counts.rated_calls,
+        denied_requests: counts.denied_requests,
+        refused_keys: counts.refused_keys,
+        limits: node.limits_hit().map(|(limit, count)| (limit.name().to_owned(), count)).collect(),
+        journal: node.journal_counts(),
         relay: node.relay_counts(),
+        config_waiting: config.as_ref().map(names).unwrap_or_default(),
+        config_error: config.err().map(|error| error.to_string()),
     })
 }
 
@@ -228,6 +266,10 @@ async fn post_disconnect(State(api): State<Arc<Api>>, body: Sent) -> Response {
     answer(done.await)
 }
 
+async fn post_reload(State(api): State<Arc<Api>>) -> Answered<ReloadLine> {
+    Ok(Json(api.node.reload().await?.into()))
+}
+
 async fn post_ping(State(api): State<Arc<Api>>, body: Sent) -> Response {
     let done = async {
         let request: PeerRequest = read(body)?;
@@ -240,13 +282,25 @@ async fn get_policy(State(api): State<Arc<Api>>) -> Json<Vec<crate::policy::Rule
     Json(api.node.policy().current().rules().cloned().collect())
 }
 
-async fn post_policy(State(api): State<Arc<Api>>, body: Sent) -> Response {
-    let done = async {
-        let rule = rules::rule(&read::<RuleRequest>(body)?, &api.node.stored_peers().await?)?;
-        let new = api.node.add_rule(rule.clone()).await?;
-        Ok(RuleAdded { rule, new })
-    };
-    answer(done.await)
+async fn post_policy(State(api): State<Arc<Api>>, asker: Asker, body: Sent) -> Response {
+    answer(async { add_rule(&api, asker, read(body)?).await }.await)
+}
+
+async fn post_policy_allow(State(api): State<Arc<Api>>, asker: Asker, body: Sent) -> Response {
+    answer(async { add_rule(&api, asker, RuleRequest { effect: Some(Effect::Permit), ..read(body)? }).await }.await)
+}
+
+async fn post_policy_deny(State(api): State<Arc<Api>>, asker: Asker, body: Sent) -> Response {
+    answer(async { add_rule(&api, asker, RuleRequest { effect: Some(Effect::Deny), ..read(body)? }).await }.await)
+}
+
+async fn add_rule(api: &Api, asker: Asker, request: RuleRequest) -> Result<RuleAdded, Failure> {
+    let rule = rules::rule(&request, &api.node.stored_peers().await?)?;
+    if rule.action() == Action::Administer {
+        asker.may(&api.node, RULES_ABOUT_IT)?;
+    }
+    let new = api.node.add_rule(rule.clone()).await?;
+    Ok(RuleAdded { rule, new })
 }
 
 async fn post_policy_check(State(api): State<Arc<Api>>, body: Sent) -> Response {
@@ -257,11 +311,85 @@ async fn post_policy_check(State(api): State<Arc<Api>>, body: Sent) -> Response 
     answer(done.await)
 }
 
-async fn delete_policy(State(api): State<Arc<Api>>, UrlPath(id): UrlPath<String>) -> Response {
+async fn delete_policy(State(api): State<Arc<Api>>, asker: Asker, UrlPath(id): UrlPath<String>) -> Response {
     let done = async {
-        rules::removable(&api.node.policy().current(), &id)?;
+        let policy = api.node.policy().current();
+        rules::removable(&policy, &id)?;
+        // Without a rule that shuts somebody out, one may be in force again that lets it administer.
+        let is_about_it = |rule: &Rule| match rule.action() {
+            Action::Administer => true,
+            Action::Connect => rule.effect() == Effect::Deny,
+            _ => false,
+        };
+        if policy.rules().any(|rule| rule.id() == id && is_about_it(rule)) {
+            asker.may(&api.node, RULES_ABOUT_IT)?;
+        }
         let removed = api.node.remove_rule(&id).await?;
         Ok(serde_json::json!({ "id": id, "removed": removed }))
+    };
+    answer(done.await)
+}
+
+async fn get_requests(State(api): State<Arc<Api>>) -> Json<Vec<trust::RequestLine>> {
+    Json(trust::requests(&api.node))
+}
+
+async fn post_approve(State(api): State<Arc<Api>>, asker: Asker, body: Sent) -> Response {
+    let done = async {
+        let request: trust::DecideRequest = read(body)?;
+        may_give(&api, asker, &request.may)?;
+        trust::admit(&api.node, &request).await
+    };
+    answer(done.await)
+}
+
+/// Whether this may be given to others: leave to administer is no more easily given here than by a rule.
+fn may_give(api: &Api, asker: Asker, may: &[String]) -> Result<(), Failure> {
+    let gives = trust::grants(may)?.iter().any(|grant| grant.action() == Action::Administer);
+    if gives { asker.may(&api.node, RULES_ABOUT_IT) } else { Ok(()) }
+}
+
+async fn post_deny(State(api): State<Arc<Api>>, body: Sent) -> Response {
+    answer(async { trust::turn_away(&api.node, &read(body)?).await }.await)
+}
+
+async fn get_invitations(State(api): State<Arc<Api>>) -> Answered<Vec<trust::InvitationLine>> {
+    Ok(Json(api.node.invitations().await?.iter().map(trust::InvitationLine::of).collect()))
+}
+
+async fn post_invitation(State(api): State<Arc<Api>>, asker: Asker, body: Sent) -> Response {
+    let done = async {
+        let request: trust::InviteRequest = read(body)?;
+        may_give(&api, asker, &request.may)?;
+        let by = match asker {
+            Asker::Owner => None,
+            Asker::Peer(peer) => Some(peer),
+        };
+        trust::invite(&api.node, by, &request).await
+    };
+    answer(done.await)
+}
+
+async fn delete_invitation(State(api): State<Arc<Api>>, UrlPath(name): UrlPath<String>) -> Response {
+    let done = async {
+        let removed = api.node.withdraw(&name).await?;
+        Ok(serde_json::json!({ "name": name, "removed": removed }))
+    };
+    answer(done.await)
+}
+
+async fn post_join(State(api): State<Arc<Api>>, body: Sent) -> Response {
+    answer(async { trust::join(&api.node, &api.guests, &read(body)?).await }.await)
+}
+
+async fn post_revoke(State(api): State<Arc<Api>>, asker: Asker, body: Sent) -> Response {
+    let done = async {
+        let request: PeerRequest = read(body)?;
+        // Who may revoke is not thereby the one who says who administers.
+        if trust::would_lose(&api.node, &request.peer).await?.iter().any(|rule| rule.action() == Action::Administer) {
+            asker.may(&api.node, RULES_ABOUT_IT)?;
+        }
+        trust::revoke(&api.node, &api.guests, &request.peer).await
     };
     answer(done.await)
 }

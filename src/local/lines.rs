@@ -141,8 +141,13 @@ impl CallLine {
     pub fn message(body: &[u8]) -> Self {
         match json(body) {
             Some(json) => Self::Message(json),
-            None => Self::Raw(BASE64.encode(body)),
+            None => Self::raw(body),
         }
+    }
+
+    /// A message of bytes that nobody looks into.
+    pub fn raw(body: &[u8]) -> Self {
+        Self::Raw(BASE64.encode(body))
     }
 
     /// The end of a call that went well.

@@ -5,6 +5,7 @@
 //! nothing, keeps nothing, and listens on no network. What the command line needs without a running node (calls as a visitor,
 //! rules in files) it takes from here too.
 
+mod afar;
 mod call;
 mod failure;
 mod http;
@@ -15,6 +16,7 @@ mod pieces;
 pub mod rules;
 mod serve;
 mod streams;
+pub mod trust;
 pub mod tunnels;
 mod types;
 pub mod wires;
@@ -28,5 +30,5 @@ pub use peers::{Guests, Target};
 pub use pieces::{PIECE_BYTES, Pieces, put_piece};
 pub use types::{
     Answer, CallHead, ConnectRequest, Connected, EventLine, Invocation, NodeStatus, Offer, PeerLine, PeerRequest, Pong,
-    RuleAdded, RuleRequest, ServeLine, ServiceLine, ServicesRequest, SessionLine, WatchLine, verdict_text,
+    ReloadLine, RuleAdded, RuleRequest, ServeLine, ServiceLine, ServicesRequest, SessionLine, WatchLine, verdict_text,
 };

@@ -4,17 +4,20 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use futures_util::StreamExt;
+
 use super::failure::{Cause, Failure};
 use super::types::{ConnectRequest, Connected, Pong, ServicesRequest, millis};
 use crate::Node;
 use crate::id::{NodeId, Relay};
+use crate::node::ConnectError;
 use crate::node::config::PeerRef;
 use crate::node::store::PeerName;
 use crate::proto::directory::is_name;
 use crate::proto::limits::RELAYS_IN_A_ROW;
 use crate::proto::status::Code;
 use crate::service::Search;
-use crate::session::{Session, SessionState, Via, Where};
+use crate::session::{Session, SessionState, Unreached, Via, WaitError, Where};
 
 /// A peer that is meant, and where it may be.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -219,8 +222,13 @@ pub async fn connect(node: &Node, guests: &Guests, request: &ConnectRequest) -> 
         node.remember(target.id, target.at.clone(), name).await?;
     }
     guests.forget(target.id);
-    node.hold_at(target.id, &target.at);
-    let came_up = node.connect_at(target.id, &target.at, Duration::from_millis(request.wait_ms)).await;
+    let before = node.session(target.id).map_or(0, |session| session.failures());
+    let session = node.hold_at(target.id, &target.at);
+    let came_up = tokio::select! {
+        came_up = node.connect_at(target.id, &target.at, Duration::from_millis(request.wait_ms)) => came_up,
+        // A person is asked, and may take long.
+        asked = is_asked(&session, before) => Err(asked),
+    };
     let known = node.peers().await?.into_iter().find(|peer| peer.id == target.id && !peer.visitor);
     let name = known.and_then(|peer| peer.name);
     let failure = match came_up {
@@ -234,15 +242,27 @@ pub async fn connect(node: &Node, guests: &Guests, request: &ConnectRequest) -> 
     Ok(Connected { peer: target.id, name, connected: false, reason: Some(failure.message) })
 }
 
+/// Ends when the peer's owner is asked whether to let this node in, after so many attempts before.
+async fn is_asked(session: &Session, before: u64) -> ConnectError {
+    let mut changes = std::pin::pin!(session.changes());
+    while session.unreached() != Some(Unreached::Asked) || session.failures() <= before {
+        if changes.next().await.is_none() {
+            std::future::pending().await
+        }
+    }
+    ConnectError::Unreached(WaitError::TimedOut(Some(Unreached::Asked)))
+}
+
 /// Keeps no session with a peer any more. Its name stays. Gives its id.
 ///
 /// # Errors
 /// [`Failure`]: no such peer, or the store cannot be written.
 pub async fn disconnect(node: &Node, guests: &Guests, peer: &str) -> Result<NodeId, Failure> {
     let target = resolve(node, peer).await?;
-    node.forget(target.id).await?;
+    let forgotten = node.forget(target.id).await;
     guests.forget(target.id);
     node.release(target.id);
+    forgotten?;
     Ok(target.id)
 }
 

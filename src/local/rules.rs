@@ -90,8 +90,10 @@ pub fn removable(policy: &Policy, id: &str) -> Result<(), Failure> {
     let failure =
         Failure::new(Cause::Usage, Code::FailedPrecondition, format!("rule {id} is not from a command but from {source}"));
     Err(match source {
-        Source::Config => failure.hint("remove it from volt.toml in the home, and restart the node"),
-        Source::Open => failure.hint("restart the node without --open; a deny rule wins over it at once"),
+        Source::Config => failure.hint("remove it from volt.toml in the home: the node reads the file when it changes"),
+        Source::Open => {
+            failure.hint("take `open` out of volt.toml, or restart the node without --open; a deny rule wins over it at once")
+        }
         _ => failure,
     })
 }

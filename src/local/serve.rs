@@ -10,6 +10,7 @@ use bytes::Bytes;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
+use super::afar::Asker;
 use super::failure::{Cause, Failure};
 use super::lines::{CallLine, json};
 use super::offers::{CALLS, Incoming, Offers};
@@ -38,6 +39,8 @@ pub struct Claimed {
     id: u64,
     call: Incoming,
     told: mpsc::WeakSender<ServeLine>,
+    /// Who serves it: nobody else is to take it.
+    by: Asker,
 }
 
 impl Pending {
@@ -45,12 +48,16 @@ impl Pending {
     ///
     /// # Errors
     /// [`Failure`]: it was taken already, its caller gave up, or it was not taken in time.
-    pub fn claim(&self, id: u64) -> Result<Claimed, Failure> {
+    pub fn claim(&self, id: u64, by: Asker) -> Result<Claimed, Failure> {
         let gone = || Failure::new(Cause::Usage, Code::NotFound, format!("no call {id} waits to be answered"));
-        self.lock().remove(&id).filter(|claimed| !claimed.call.done.is_closed()).ok_or_else(gone)
+        let mut calls = self.lock();
+        if calls.get(&id).is_some_and(|claimed| claimed.by != by) {
+            return Err(gone());
+        }
+        calls.remove(&id).filter(|claimed| !claimed.call.done.is_closed()).ok_or_else(gone)
     }
 
-    fn put(&self, call: Incoming, told: &mpsc::Sender<ServeLine>) -> Invocation {
+    fn put(&self, call: Incoming, told: &mpsc::Sender<ServeLine>, by: Asker) -> Invocation {
         let id = self.0.next.fetch_add(1, Ordering::Relaxed);
         let cx = &call.cx;
         let text = |value: &[u8]| std::str::from_utf8(value).ok().map(str::to_owned);
@@ -62,7 +69,7 @@ impl Pending {
             content: cx.content_type().name().to_owned(),
             metadata: cx.metadata().filter_map(|(name, value)| Some((name.to_owned(), text(value)?))).collect(),
         };
-        self.lock().insert(id, Claimed { id, call, told: told.downgrade() });
+        self.lock().insert(id, Claimed { id, call, told: told.downgrade(), by });
         invocation
     }
 
@@ -81,6 +88,7 @@ pub async fn serve(
     guests: &Guests,
     offer: Offer,
     told: &mpsc::Sender<ServeLine>,
+    by: Asker,
 ) -> Result<(), Failure> {
     let (to, mut calls) = mpsc::channel(CALLS);
     let offering = offers.add(offer.clone(), to)?;
@@ -94,7 +102,7 @@ pub async fn serve(
             biased;
             () = told.closed() => return Ok(()),
             Some(call) = calls.recv() => {
-                let invocation = pending.put(call, told);
+                let invocation = pending.put(call, told, by);
                 mine.waiting.push((Instant::now() + CLAIM, invocation.id));
                 if told.send(ServeLine::Call(invocation)).await.is_err() {
                     return Ok(());
@@ -128,7 +136,7 @@ pub type Answers = mpsc::Receiver<Result<CallLine, Failure>>;
 
 /// Carries the messages of one call, both ways, until it has ended.
 pub async fn carry(claimed: Claimed, requests: mpsc::Sender<CallLine>, mut answers: Answers) {
-    let Claimed { id, call, told } = claimed;
+    let Claimed { id, call, told, .. } = claimed;
     let Incoming { cx, offer, requests: mut from_caller, mut replies, mut done, .. } = call;
     let content = cx.content_type();
     let ended = {

@@ -13,6 +13,7 @@ use futures_util::stream;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
+use super::afar::Asker;
 use super::call::call;
 use super::failure::{Cause, Failure};
 use super::http::{Api, Sent, read};
@@ -32,7 +33,7 @@ pub async fn get_events(State(api): State<Arc<Api>>) -> Response {
 /// Events of the node and of what other processes serve through it, from now on.
 pub fn events(api: &Api) -> mpsc::Receiver<EventLine> {
     let (send, receive) = mpsc::channel(1_024);
-    let (mut of_node, mut of_offers) = (api.node.events(), api.offers.events());
+    let (mut of_node, mut of_offers, mut reloads) = (api.node.events(), api.offers.events(), api.node.reloads());
     let mut ended = api.ended.subscribe();
     tokio::spawn(async move {
         loop {
@@ -41,6 +42,7 @@ pub fn events(api: &Api) -> mpsc::Receiver<EventLine> {
                 () = send.closed() => return,
                 Some(event) = of_node.next() => EventLine::of(&event),
                 Ok(event) = of_offers.recv() => Some(event),
+                Some(outcome) = reloads.next() => Some(outcome.into()),
                 _ = ended.wait_for(|ended| *ended) => return,
             };
             if let Some(event) = event
@@ -123,7 +125,7 @@ pub async fn post_watch(State(api): State<Arc<Api>>, body: Sent) -> Response {
     owned_lines(to_client, line, work)
 }
 
-pub async fn post_serve(State(api): State<Arc<Api>>, body: Body) -> Response {
+pub async fn post_serve(State(api): State<Arc<Api>>, asker: Asker, body: Body) -> Response {
     let mut from_client = Lines::new(body.into_data_stream());
     let (told, to_client) = mpsc::channel(LINES);
     let work = async move {
@@ -135,7 +137,7 @@ pub async fn post_serve(State(api): State<Arc<Api>>, body: Body) -> Response {
         let mut ended = api.ended.subscribe();
         let result = tokio::select! {
             biased;
-            result = serve::serve(&api.offers, &api.pending, &api.guests, offer, &told) => result,
+            result = serve::serve(&api.offers, &api.pending, &api.guests, offer, &told, asker) => result,
             // Whatever the client says, or its silence at the end, means that it serves no longer.
             _ = from_client.next() => Ok(()),
             _ = ended.wait_for(|ended| *ended) => {
@@ -150,8 +152,8 @@ pub async fn post_serve(State(api): State<Arc<Api>>, body: Body) -> Response {
     owned_lines(to_client, line, work)
 }
 
-pub async fn post_serve_call(State(api): State<Arc<Api>>, UrlPath(id): UrlPath<String>, body: Body) -> Response {
-    let call = match id.parse().map_err(Failure::usage).and_then(|id| api.pending.claim(id)) {
+pub async fn post_serve_call(State(api): State<Arc<Api>>, asker: Asker, UrlPath(id): UrlPath<String>, body: Body) -> Response {
+    let call = match id.parse().map_err(Failure::usage).and_then(|id| api.pending.claim(id, asker)) {
         Ok(call) => call,
         Err(failure) => return failure.into_response(),
     };
@@ -178,12 +180,16 @@ pub async fn post_serve_call(State(api): State<Arc<Api>>, UrlPath(id): UrlPath<S
     owned_lines(to_client, line, work)
 }
 
-pub async fn post_down(State(api): State<Arc<Api>>) -> Response {
+pub async fn post_down(State(api): State<Arc<Api>>, asker: Asker) -> Response {
     let (send, receive) = mpsc::channel(1);
     let mut ended = api.ended.subscribe();
     let _ = send.try_send(serde_json::json!({ "draining": true, "pid": std::process::id() }));
     api.down.send_replace(true);
     let work = async move {
+        if asker != Asker::Owner {
+            // What a peer asks for is a call, and the node waits for those to end.
+            return;
+        }
         let _ = ended.wait_for(|ended| *ended).await;
         drop(send);
     };

@@ -1,5 +1,6 @@
 //! The JSON of the local API that is not a line of a call: requests, answers and events, both directions.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::UNIX_EPOCH;
 
@@ -7,11 +8,11 @@ use data_encoding::HEXLOWER;
 use serde::{Deserialize, Serialize};
 
 use crate::id::NodeId;
-use crate::node::RelayCounts;
+use crate::node::{JournalCounts, RelayCounts, ReloadError, Reloaded};
 use crate::policy::{Effect, Rule, Verdict};
 use crate::proto::control::SessionId;
 use crate::service::{Found, MethodDescription, Mode, Presence};
-use crate::session::{Event, PeerInfo};
+use crate::session::{Event, PeerInfo, Unreached};
 
 /// How a node is.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -46,11 +47,47 @@ pub struct NodeStatus {
     pub slow_polls: u64,
     /// Newcomers turned away before their handshake.
     pub refused_handshakes: u64,
+    /// Newcomers whose handshake failed, or took too long.
+    #[serde(default)]
+    pub failed_handshakes: u64,
     /// Sessions refused by policy or a limit.
     pub refused_sessions: u64,
+    /// Strangers whose request found no room.
+    #[serde(default)]
+    pub refused_requests: u64,
+    /// Invitations that were no good.
+    #[serde(default)]
+    pub refused_invitations: u64,
+    /// Strangers who wait for the owner to decide.
+    #[serde(default)]
+    pub requests: usize,
+    /// Calls that policy denied.
+    #[serde(default)]
+    pub denied_calls: u64,
+    /// Calls beyond a rate.
+    #[serde(default)]
+    pub rated_calls: u64,
+    /// What peers asked for and policy denied, other than sessions and calls.
+    #[serde(default)]
+    pub denied_requests: u64,
+    /// Calls with an idempotency key that were refused: the key was used for another request, or there was no room.
+    #[serde(default)]
+    pub refused_keys: u64,
+    /// How often each limit turned something of a peer's away, or ended it.
+    #[serde(default)]
+    pub limits: BTreeMap<String, u64>,
+    /// What became of entries of the journal.
+    #[serde(default)]
+    pub journal: JournalCounts,
     /// What it carried for others.
     #[serde(default)]
     pub relay: RelayCounts,
+    /// Why `volt.toml` as it is now is not in force, if so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub config_error: Option<String>,
+    /// What `volt.toml` says that waits for the next start.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub config_waiting: Vec<String>,
 }
 
 /// A session that is up or wanted.
@@ -62,7 +99,7 @@ pub struct SessionLine {
     pub name: Option<String>,
     /// The session, while it is up.
     pub session: Option<String>,
-    /// `connected`, `visitor` (connected, by a short-lived command) or `connecting`.
+    /// `connected`, `visitor` (connected, by a short-lived command), `connecting` or `waiting` (the peer's owner is asked).
     pub state: String,
     /// What carries it.
     pub path: Option<String>,
@@ -82,6 +119,7 @@ impl SessionLine {
         let state = match (&info.session, info.visitor, info.wanted) {
             (Some(_), true, _) => "visitor",
             (Some(_), false, _) => "connected",
+            (None, _, true) if info.unreached == Some(Unreached::Asked) => "waiting",
             (None, _, true) => "connecting",
             (None, _, false) => return None,
         };
@@ -185,6 +223,34 @@ pub enum EventLine {
         /// What carries it now.
         path: String,
     },
+    /// A stranger wants to connect, and waits for the owner to decide.
+    Request {
+        /// Its key.
+        peer: NodeId,
+        /// What it calls itself.
+        name: String,
+        /// Where it was seen: of one that came through a relay, where that is.
+        from: String,
+        /// Whether it came through a relay.
+        #[serde(default)]
+        relayed: bool,
+    },
+    /// A peer's owner is asked whether to let this node in.
+    Waiting {
+        /// The other node.
+        peer: NodeId,
+    },
+    /// `volt.toml` was read again.
+    Config {
+        /// Whether it is in force, as far as a running node can change; else nothing has changed.
+        ok: bool,
+        /// If so, what waits for the next start.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        waiting: Option<Vec<String>>,
+        /// If not, why.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        error: Option<String>,
+    },
     /// The reader was too slow: so many events are lost to it.
     Missed {
         /// How many.
@@ -204,9 +270,41 @@ impl EventLine {
             Event::Service { name, provider, online } => {
                 Some(Self::Service { name: name.to_string(), provider: *provider, online: *online })
             }
+            Event::Asked { peer, name, from, relayed } => {
+                Some(Self::Request { peer: *peer, name: name.clone(), from: from.to_string(), relayed: *relayed })
+            }
+            Event::Waiting { peer } => Some(Self::Waiting { peer: *peer }),
             Event::Missed(events) => Some(Self::Missed { events: *events }),
         }
     }
+}
+
+impl From<Result<Reloaded, ReloadError>> for EventLine {
+    fn from(outcome: Result<Reloaded, ReloadError>) -> Self {
+        match outcome {
+            Ok(reloaded) => Self::Config { ok: true, waiting: Some(names(&reloaded)), error: None },
+            Err(error) => Self::Config { ok: false, waiting: None, error: Some(error.to_string()) },
+        }
+    }
+}
+
+/// The configuration was read again: the answer to `/v1/reload`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReloadLine {
+    /// Always true: what fails is answered with an error.
+    pub ok: bool,
+    /// What waits for the next start.
+    pub waiting: Vec<String>,
+}
+
+impl From<Reloaded> for ReloadLine {
+    fn from(reloaded: Reloaded) -> Self {
+        Self { ok: true, waiting: names(&reloaded) }
+    }
+}
+
+pub(super) fn names(reloaded: &Reloaded) -> Vec<String> {
+    reloaded.waiting.iter().map(ToString::to_string).collect()
 }
 
 /// A service and who provides it.
@@ -414,6 +512,9 @@ pub struct CallHead {
     /// Any number of messages follow; else one.
     #[serde(default)]
     pub stream: bool,
+    /// Messages are bytes, with the content type raw, and come as such even where they happen to be JSON.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub raw: bool,
     /// For the handler.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub metadata: Vec<(String, String)>,

@@ -19,6 +19,7 @@ use tokio::time::timeout;
 
 use super::link::{Counted, Link, LostReason, canonical};
 use super::runtime::{Driver, Network};
+use super::turns::{Account, Turns};
 use super::{socket, tls};
 use crate::id::{NodeId, SecretKey};
 use crate::proto::close::CloseCode;
@@ -28,9 +29,11 @@ use crate::state::prefix::Prefix;
 
 mod retries;
 mod roaming;
+mod unproved;
 
 use self::retries::Retries;
 use self::roaming::{Looks, Roaming};
+use self::unproved::{Modest, Proving, Unproved};
 
 /// The name dialled in TLS. Keys identify nodes, names do not: it is the same for all.
 const SERVER_NAME: &str = "volt";
@@ -148,13 +151,19 @@ pub struct Endpoint {
     client: Arc<rustls::ClientConfig>,
     transport: Arc<TransportConfig>,
     local: Arc<Vec<SocketAddr>>,
+    turns: Turns,
     gate: Arc<Mutex<Gate>>,
     retries: Arc<Mutex<Retries>>,
+    unproved: Arc<Unproved>,
     dials: Arc<AtomicU64>,
     /// Links alive, and dials under way.
     links: Arc<AtomicUsize>,
     dialling: Arc<AtomicUsize>,
     unfinished_max: usize,
+    /// How long a newcomer's handshake may take.
+    handshake: Duration,
+    /// Newcomers' handshakes that failed, or took longer.
+    failed: Arc<AtomicU64>,
     /// Of UDP sockets only.
     roaming: Option<Arc<Roaming>>,
 }
@@ -181,18 +190,24 @@ impl Endpoint {
         let mut config = endpoint_config(restart);
         config.rng_seed(seed.map(|seed| StdRng::seed_from_u64(seed).random()));
         let _context = network.handle().enter();
+        let unproved = Arc::<Unproved>::default();
+        let socket = Modest::around(socket, &unproved);
         let inner = quinn::Endpoint::new_with_abstract_socket(config, Some(server), socket, runtime)?;
         Ok(Self {
             inner,
             client,
             transport: transport_config,
             local: Arc::new(local),
+            turns: network.turns().clone(),
             gate: Arc::new(Mutex::new(gate)),
             retries: Arc::default(),
+            unproved,
             dials: Arc::default(),
             links: Arc::default(),
             dialling: Arc::default(),
             unfinished_max: bounds.limits.pending_handshakes,
+            handshake: bounds.limits.handshake,
+            failed: Arc::default(),
             roaming,
         })
     }
@@ -210,7 +225,8 @@ impl Endpoint {
     }
 
     fn renew(&self, roaming: &Roaming) {
-        if let Err(error) = roaming.renew().and_then(|socket| self.inner.rebind_abstract(socket)) {
+        let modest = |socket| Modest::around(socket, &self.unproved);
+        if let Err(error) = roaming.renew().and_then(|socket| self.inner.rebind_abstract(modest(socket))) {
             tracing::warn!(%error, "the sockets stay as they were, after a change of the network");
         }
     }
@@ -232,6 +248,16 @@ impl Endpoint {
     /// The addresses bound, with the ports the kernel chose.
     pub fn local(&self) -> &[SocketAddr] {
         &self.local
+    }
+
+    /// Whose turn it is on the network's thread.
+    pub fn turns(&self) -> &Turns {
+        &self.turns
+    }
+
+    /// Newcomers whose handshake failed, or took too long.
+    pub fn failed(&self) -> u64 {
+        self.failed.load(Relaxed)
     }
 
     /// Newcomers turned away before their handshake.
@@ -265,9 +291,9 @@ impl Endpoint {
         config.transport_config(self.transport.clone());
         self.dials.fetch_add(1, Relaxed);
         let _dialling = Counted::new(&self.dialling);
-        let connecting = self
-            .inner
-            .connect_with(config, target, SERVER_NAME)
+        let account = self.turns.account();
+        let connecting = account
+            .spawning(|| self.inner.connect_with(config, target, SERVER_NAME))
             .map_err(|error| DialError::Address(address, error.to_string()))?;
         let connection = match timeout(limits::HANDSHAKE, connecting).await {
             Ok(Ok(connection)) => connection,
@@ -276,7 +302,7 @@ impl Endpoint {
         };
         // The handshake has seen to it; what everything rests on is worth a second look.
         let found = peer(&connection).map_err(|text| DialError::Handshake(address, text))?;
-        let link = Link::new(connection, found, true, Counted::new(&self.links));
+        let link = Link::new(connection, found, true, Counted::new(&self.links), account);
         if found != expected {
             link.close(CloseCode::WrongKey);
             return Err(DialError::WrongKey { address, found });
@@ -324,13 +350,19 @@ impl Endpoint {
                 return None;
             }
         }
-        let (links, count) = (links.clone(), self.links.clone());
+        let (links, count, failed, within) = (links.clone(), self.links.clone(), self.failed.clone(), self.handshake);
+        let account = self.turns.account();
+        let proving = (!proved).then(|| self.unproved.enter(address, now));
         Some(async move {
-            match timeout(limits::HANDSHAKE, handshake(incoming, &count)).await {
-                Ok(Ok(link)) => drop(links.send(link).await),
+            match timeout(within, handshake(incoming, &count, account)).await {
+                Ok(Ok(link)) => {
+                    proving.into_iter().for_each(Proving::proved);
+                    return drop(links.send(link).await);
+                }
                 Ok(Err(error)) => tracing::debug!(%address, error, "handshake failed"),
                 Err(_) => tracing::debug!(%address, "handshake timed out"),
             }
+            failed.fetch_add(1, Relaxed);
         })
     }
 
@@ -369,10 +401,11 @@ impl Endpoint {
     }
 }
 
-async fn handshake(incoming: quinn::Incoming, links: &Arc<AtomicUsize>) -> Result<Link, String> {
-    let connection = incoming.accept().map_err(handshake_text)?.await.map_err(handshake_text)?;
+async fn handshake(incoming: quinn::Incoming, links: &Arc<AtomicUsize>, account: Account) -> Result<Link, String> {
+    let connecting = account.spawning(|| incoming.accept()).map_err(handshake_text)?;
+    let connection = connecting.await.map_err(handshake_text)?;
     let peer = peer(&connection)?;
-    Ok(Link::new(connection, peer, false, Counted::new(links)))
+    Ok(Link::new(connection, peer, false, Counted::new(links), account))
 }
 
 fn dial_error(address: SocketAddr, error: quinn::ConnectionError) -> DialError {

@@ -10,9 +10,11 @@ mod runtime;
 pub mod sim;
 mod socket;
 pub(crate) mod tls;
+mod turns;
 mod watch;
 
 pub use endpoint::{BindError, Bounds, DialError, Endpoint, RestartKeys, Transport};
 pub use link::{Circuit, CircuitError, Leg, LegStreams, Link, LostReason, OneMore, PathError, PathRecv, PathSend, Surroundings};
 pub use runtime::Network;
+pub use turns::{Account, InTurn, Turns};
 pub use watch::{Change, Watch};

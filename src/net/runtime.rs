@@ -13,10 +13,13 @@ use tokio::runtime::{Builder, Handle, RuntimeFlavor};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
+use super::turns::{Account, Turns};
+
 /// The runtime a node's network tasks run on. Dropping the last clone of an own thread's stops that thread.
 #[derive(Clone, Debug)]
 pub struct Network {
     handle: Handle,
+    turns: Turns,
     _thread: Option<Arc<Thread>>,
 }
 
@@ -32,9 +35,13 @@ impl Network {
     /// The caller's runtime if it has one thread, else a thread of our own.
     pub fn choose() -> io::Result<Self> {
         match Handle::try_current() {
-            Ok(handle) if handle.runtime_flavor() == RuntimeFlavor::CurrentThread => Ok(Self { handle, _thread: None }),
+            Ok(handle) if handle.runtime_flavor() == RuntimeFlavor::CurrentThread => Ok(Self::new(handle, None)),
             _ => Self::own_thread(),
         }
+    }
+
+    fn new(handle: Handle, thread: Option<Thread>) -> Self {
+        Self { turns: Turns::new(handle.clone()), handle, _thread: thread.map(Arc::new) }
     }
 
     fn own_thread() -> io::Result<Self> {
@@ -50,7 +57,7 @@ impl Network {
                 }
             });
         })?;
-        Ok(Self { handle, _thread: Some(Arc::new(Thread { _stop: stop })) })
+        Ok(Self::new(handle, Some(Thread { _stop: stop })))
     }
 
     /// Runs a task there. Whoever starts it owns the handle.
@@ -59,6 +66,11 @@ impl Network {
         F: Future<Output: Send> + Send + 'static,
     {
         self.handle.spawn(future)
+    }
+
+    /// Whose turn it is there.
+    pub fn turns(&self) -> &Turns {
+        &self.turns
     }
 
     /// The runtime, for what must be made in its context.
@@ -78,7 +90,10 @@ impl quinn::Runtime for Driver {
     }
 
     fn spawn(&self, future: Pin<Box<dyn Future<Output = ()> + Send>>) {
-        self.0.spawn(future);
+        match Account::spawned() {
+            Some(account) => drop(self.0.spawn(account.in_turn(future))),
+            None => drop(self.0.spawn(future)),
+        }
     }
 
     fn wrap_udp_socket(&self, socket: std::net::UdpSocket) -> io::Result<Arc<dyn AsyncUdpSocket>> {

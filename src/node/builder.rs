@@ -6,23 +6,26 @@ use std::sync::Arc;
 
 use zeroize::Zeroizing;
 
-use super::config::{Config, DEFAULT_LISTEN, Expose, Forward, PeerRef, RelayMode};
+use super::config::{self, Config, DEFAULT_LISTEN, Expose, Forward, Limits, PeerRef, RateRule, RelayMode};
 use super::doors::Doors;
 use super::home::{Home, Lock, files};
+use super::reload::{FileRead, Reloader};
 use super::restart::{List, Listed};
-use super::rules::Rules;
+use super::rules::{Configured, Rules};
 use super::store::{self, Store};
+use super::strangers::Strangers;
 use super::{Before, BindError, Node, Parts, Wanted};
 use crate::id::{SecretKey, Ticket, keyfile};
+use crate::journal::{Bounds, Entry, Journal};
 use crate::net::ends::EndsConfig;
-use crate::net::{self, Bounds, Endpoint, Network, RestartKeys, Transport};
-use crate::policy::{PolicyInput, Rule};
+use crate::net::{self, Bounds as NetBounds, Endpoint, Network, RestartKeys, Transport};
+use crate::policy::Rule;
 use crate::proto::control::{BootId, Profile, Role};
 use crate::relay::Relays;
-use crate::service::{Registry, Server, Service};
-use crate::session::{Hub, Own};
+use crate::service::{CallBounds, Rates, Registry, Server, Service};
+use crate::session::{Hub, Ledger, Own, Porter};
 use crate::tunnel::Targets;
-use crate::wire::Wires;
+use crate::wire::{WireBounds, Wires};
 
 /// What a node is to be. Made by [`Node::builder`].
 ///
@@ -98,9 +101,21 @@ impl Builder {
         self
     }
 
+    /// What becomes of those who want to connect and of whom no rule says anything: see [`Node::listen`].
+    pub fn strangers(mut self, strangers: config::Strangers) -> Self {
+        self.config.strangers = strangers;
+        self
+    }
+
     /// Adds a rule, as if it stood in the configuration.
     pub fn rule(mut self, rule: Rule) -> Self {
         self.config.rules.push(rule);
+        self
+    }
+
+    /// Bounds how often callers may call, as if it stood in the configuration. For one method of one's own there is [`Service::rate`].
+    pub fn rate(mut self, rate: RateRule) -> Self {
+        self.config.rates.push(rate);
         self
     }
 
@@ -198,29 +213,30 @@ impl Builder {
             move || Kept::open(home, key, passphrase.as_ref().map(|text| text.as_str()), visitor, read)
         });
         let mut kept = kept.await.map_err(|error| BindError::System(error.to_string()))??;
-        let mut config = overlay(kept.config.take(), self.config);
+        let (read, asked) = (kept.config.take(), self.config);
+        let mut config = overlay(read.as_ref().map(|read| read.config.clone()), asked.clone());
         config.check()?;
-        let stored_rules = kept.stored_rules.iter().cloned();
-        let rules = Rules::new(PolicyInput {
-            rules: config.rules.drain(..).chain(stored_rules).collect(),
-            groups: std::mem::take(&mut config.groups),
-            open: config.open,
-            relay: config.relay,
-            ..PolicyInput::default()
-        })?;
+        let rules = Rules::new(Configured::take(&mut config), kept.stored_rules.iter().cloned())?;
         let registry = Registry::default();
         for service in self.services {
             registry.add(service)?.keep();
         }
 
         let network = Network::choose().map_err(net::BindError::System)?;
-        let bounds = Bounds { limits: config.limits.clone(), exempt: config.exempt.clone() };
+        let bounds = NetBounds { limits: config.limits.clone(), exempt: config.exempt.clone() };
         // Whoever sends through something else does not depend on this machine's network.
-        let watch_network = self.watch_network.unwrap_or(!matches!(self.transport, Some(Transport::Abstract(..))));
+        let on_this_machine = !matches!(self.transport, Some(Transport::Abstract(..)));
+        let watch_network = self.watch_network.unwrap_or(on_this_machine);
         let endpoint = match self.transport {
             Some(transport) => Endpoint::bind(&kept.key, &kept.restart, transport, &bounds, &network, self.seed)?,
             None => kept.bind(&config.listen, self.visitor, &bounds, &network)?,
         };
+        let journal = kept.journal(&config.limits).await?;
+        let policy = rules.handle().clone();
+        journal.knows(move |peer| policy.current().is_trusted(peer));
+        let reloader = read.zip(kept.home.clone()).filter(|_| !self.visitor).map(|(read, home)| {
+            Reloader::new(home, (rules.clone(), journal.clone()), read, (asked, config.clone()), on_this_machine)
+        });
         let own = Own {
             id: kept.key.id(),
             boot: BootId::random(),
@@ -233,19 +249,44 @@ impl Builder {
         let runtime = tokio::runtime::Handle::try_current().ok().filter(is_multi_thread);
         let server = {
             let (registry, network) = (registry.clone(), network.handle().clone());
-            Arc::new(Server::new(own.id, registry, runtime, network, config.limits.call_deadline_max))
+            let policy = rules.handle().clone();
+            let bounds = CallBounds {
+                deadline_max: config.limits.call_deadline_max,
+                rates: Rates::new(&config.rates),
+                registrations: config.limits.registrations,
+            };
+            Arc::new(Server::new(own.id, registry, policy, (runtime, network), bounds))
         };
-        let wires = Arc::new(kept.wires(&network).await?);
+        let wires = Arc::new(kept.wires(&network, &config.limits).await?);
         let ends = EndsConfig::new(&kept.key).map_err(|error| BindError::System(error.to_string()))?;
         let relays = Relays::new(own.id, ends, &config.limits);
-        let targets = Arc::new(Targets::new(network.clone()));
+        let targets = Arc::new(Targets::new(network.clone(), config.limits.node_tunnels));
         let doors = Doors { server: server.clone(), wires: wires.clone(), targets: targets.clone(), relays: relays.clone() };
-        let (hub, tasks) = Hub::new(own, endpoint, rules.handle().clone(), Arc::new(doors));
+        let invitations = kept.store.as_ref().filter(|_| !self.visitor);
+        let strangers = Strangers::new(own.id, rules.clone(), invitations, &kept.invites);
+        journal.note(Entry::Started { version: env!("CARGO_PKG_VERSION"), rules: rules.handle().current().rules().count() });
+        let trust: (Arc<dyn Porter>, _) = (Arc::new(strangers.clone()), Arc::new(Ledger::new(journal)));
+        let (hub, tasks) = Hub::new(own, endpoint, rules.handle().clone(), Arc::new(doors), trust);
         server.directory().tell_to(hub.teller());
         let (home, store, lock) = (kept.home, kept.store, kept.lock);
         let before = Before { peers: kept.stored_peers, sessions: kept.sessions };
-        let parts =
-            Parts { hub, rules, registry, server, wires, targets, relays, network, home, store, lock, watch_network, before };
+        let parts = Parts {
+            hub,
+            rules,
+            strangers,
+            reloader,
+            registry,
+            server,
+            wires,
+            targets,
+            relays,
+            network,
+            home,
+            store,
+            lock,
+            watch_network,
+            before,
+        };
         // A visitor is there for one command, beside the node that does all this.
         let (expose, forward) = if self.visitor { Default::default() } else { (config.expose, config.forward) };
         let Config { connect, mirror, homes, relays, .. } = config;
@@ -259,7 +300,7 @@ fn is_multi_thread(handle: &tokio::runtime::Handle) -> bool {
 }
 
 /// What the program asked for, on top of what the home's configuration says.
-fn overlay(file: Option<Config>, asked: Config) -> Config {
+pub(super) fn overlay(file: Option<Config>, asked: Config) -> Config {
     let Some(file) = file else { return asked };
     Config {
         home: asked.home,
@@ -276,7 +317,9 @@ fn overlay(file: Option<Config>, asked: Config) -> Config {
         rules: file.rules.into_iter().chain(asked.rules).collect(),
         groups: file.groups,
         open: file.open || asked.open,
+        strangers: if asked.strangers == config::Strangers::default() { file.strangers } else { asked.strangers },
         exempt: file.exempt,
+        rates: file.rates.into_iter().chain(asked.rates).collect(),
         limits: file.limits,
     }
 }
@@ -288,9 +331,11 @@ struct Kept {
     home: Option<Home>,
     store: Option<Arc<Store>>,
     lock: Option<Lock>,
-    config: Option<Config>,
+    config: Option<FileRead>,
     stored_rules: Vec<Rule>,
     stored_peers: Vec<store::Peer>,
+    /// Invitations that are good for something.
+    invites: Vec<store::Invitation>,
     /// Left by a process that was killed.
     sessions: Vec<Listed>,
 }
@@ -309,11 +354,11 @@ impl Kept {
             let restart = key.as_ref().filter(|_| !visitor).map_or_else(RestartKeys::random, RestartKeys::of);
             let key = key.unwrap_or_else(SecretKey::generate);
             let (stored_rules, stored_peers, sessions) = Default::default();
-            let (home, store, lock, config) = Default::default();
-            return Ok(Self { key, restart, home, store, lock, config, stored_rules, stored_peers, sessions });
+            let (home, store, lock, config, invites) = Default::default();
+            return Ok(Self { key, restart, home, store, lock, config, stored_rules, stored_peers, invites, sessions });
         };
         let home = if visitor { Home::existing(&path)? } else { Home::open(&path)? };
-        let config = read.then(|| Config::read(&home)).transpose()?;
+        let config = read.then(|| FileRead::of(&home)).transpose()?;
         let identity = home.file(files::IDENTITY);
         let key = match (key, visitor) {
             (Some(key), _) => key,
@@ -326,21 +371,32 @@ impl Kept {
             (Some(home.lock()?), Store::open(home.file(files::STORE))?, restart_keys(&home)?)
         };
         let (stored_rules, stored_peers) = (store.rules()?, store.peers()?);
+        let invites = if visitor { Vec::new() } else { store.invitations(super::unix_ms())? };
         let sessions = lock.as_ref().map(|_| List::new(home.file(files::SESSIONS)).read()).unwrap_or_default();
         let (home, store) = (Some(home), Some(Arc::new(store)));
-        Ok(Self { key, restart, home, store, lock, config, stored_rules, stored_peers, sessions })
+        Ok(Self { key, restart, home, store, lock, config, stored_rules, stored_peers, invites, sessions })
+    }
+
+    /// The journal in the home. A visitor keeps none: it does what its owner says.
+    async fn journal(&self, limits: &Limits) -> Result<Journal, BindError> {
+        let Some(home) = self.home.as_ref().filter(|_| self.lock.is_some()) else { return Ok(Journal::none()) };
+        let bounds = Bounds { bytes: limits.journal_bytes, files: limits.journal_files };
+        let directory = home.path().to_owned();
+        let opened = tokio::task::spawn_blocking(move || Journal::open(&directory, bounds)).await;
+        Ok(opened.map_err(|error| BindError::System(error.to_string()))??)
     }
 
     /// The wires that are kept in the home. A visitor hosts none.
-    async fn wires(&self, network: &Network) -> Result<Wires, BindError> {
+    async fn wires(&self, network: &Network, limits: &Limits) -> Result<Wires, BindError> {
+        let bounds = WireBounds { wires: limits.wires, disk_free_bytes: limits.wire_disk_free_bytes };
         let home = self.home.as_ref().filter(|_| self.lock.is_some());
         let (directory, network) = (home.map(|home| home.file(files::WIRES)), network.clone());
-        let opened = tokio::task::spawn_blocking(move || Wires::open(directory, network)).await;
+        let opened = tokio::task::spawn_blocking(move || Wires::open(directory, network, bounds)).await;
         Ok(opened.map_err(|error| BindError::System(error.to_string()))??)
     }
 
     /// Binds where the configuration says; without a word from it, at the default port, the one chosen before, or a free one.
-    fn bind(&self, listen: &[SocketAddr], visitor: bool, bounds: &Bounds, network: &Network) -> Result<Endpoint, BindError> {
+    fn bind(&self, listen: &[SocketAddr], visitor: bool, bounds: &NetBounds, network: &Network) -> Result<Endpoint, BindError> {
         let bind = |addresses: Vec<SocketAddr>| {
             Endpoint::bind(&self.key, &self.restart, Transport::Udp(addresses), bounds, network, None)
         };

@@ -10,12 +10,13 @@ use std::path::PathBuf;
 pub use file::ConfigError;
 pub use peer_ref::{PeerRef, PeerRefError};
 
-use crate::policy::Rule;
 pub use crate::policy::{Groups, RelayMode};
+use crate::policy::{Rule, Subject};
 pub use crate::proto::control::Profile;
 pub use crate::proto::duration::{DurationError, parse_duration};
 pub use crate::proto::limits::Limits;
-use crate::proto::limits::{NAME_BYTES, RELAYS, TARGETS};
+use crate::proto::limits::{NAME_BYTES, RATES, RELAYS, TARGETS};
+pub use crate::service::{Rate, RateRule};
 pub use crate::state::prefix::{Prefix, PrefixError};
 use crate::tunnel::{check_name, check_target};
 
@@ -73,10 +74,24 @@ pub struct Config {
     pub groups: Groups,
     /// Anyone may connect and call everything this node serves, unless a rule denies it. Default `false`.
     pub open: bool,
+    /// What becomes of those who want to connect and of whom no rule says anything. Default [`Strangers::Ask`].
+    pub strangers: Strangers,
     /// Addresses whose handshakes are not rated, at most [`EXEMPT`] besides [`Prefix::LOOPBACK`], which is the default.
     pub exempt: Vec<Prefix>,
+    /// How often callers may call, at most [`RATES`].
+    pub rates: Vec<RateRule>,
     /// The bounds an operator may change.
     pub limits: Limits,
+}
+
+/// What becomes of those who want to connect and of whom no rule says anything.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Strangers {
+    /// The owner is asked, while somebody [listens](crate::Node::listen); else they are refused.
+    #[default]
+    Ask,
+    /// They are refused.
+    Refuse,
 }
 
 /// A TCP target that peers may reach by name.
@@ -124,7 +139,9 @@ impl Default for Config {
             rules: Vec::new(),
             groups: Groups::new(),
             open: false,
+            strangers: Strangers::default(),
             exempt: Prefix::LOOPBACK.to_vec(),
+            rates: Vec::new(),
             limits: Limits::default(),
         }
     }
@@ -153,6 +170,7 @@ impl Config {
             ("exempt", self.exempt.len(), EXEMPT + 2),
             ("expose", self.expose.len(), TARGETS),
             ("forward", self.forward.len(), CONNECT),
+            ("rate", self.rates.len(), RATES),
         ];
         if let Some((field, got, most)) = counts.into_iter().find(|(_, got, most)| got > most) {
             return wrong(field, format!("{field} names {got}, and may name at most {most}"));
@@ -169,6 +187,19 @@ impl Config {
         let names = self.forward.iter().map(|forward| ("forward", check_name(&forward.name)));
         if let Some((field, Err(message))) = wrong_one.chain(names).find(|(_, checked)| checked.is_err()) {
             return wrong(field, message.to_owned());
+        }
+        if let Some(Err(message)) = self.rates.iter().map(|rate| rate.rate.check()).find(Result::is_err) {
+            return wrong("rate", message);
+        }
+        let unknown = self.rates.iter().find_map(|rate| match &rate.who {
+            Subject::Group(name) if !self.groups.contains_key(name) => Some(name),
+            _ => None,
+        });
+        if let Some(name) = unknown {
+            return wrong(
+                "rate",
+                format!("there is no group `{}`: add it under [groups], with its members, or correct the rate", name.as_str()),
+            );
         }
         match self.limits.out_of_range() {
             Some((field, message)) => wrong(field, message),

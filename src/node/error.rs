@@ -1,10 +1,14 @@
 //! Why a node could not be started, or could not do what was asked.
 
+use std::time::Duration;
+
 use super::config::ConfigError;
 use super::home::HomeError;
 use super::store::StoreError;
+use crate::id::NodeId;
 use crate::id::keyfile::KeyFileError;
 use crate::policy::PolicyError;
+use crate::proto::limits;
 use crate::service::ServiceError;
 use crate::session::WaitError;
 
@@ -24,6 +28,9 @@ pub enum BindError {
     /// The directory of persistent wires cannot be used.
     #[error(transparent)]
     Wires(#[from] crate::wire::WireFileError),
+    /// The journal cannot be kept.
+    #[error(transparent)]
+    Journal(#[from] crate::journal::JournalError),
     /// The configuration is wrong.
     #[error(transparent)]
     Config(#[from] ConfigError),
@@ -73,6 +80,39 @@ pub enum RuleError {
     #[error(transparent)]
     Policy(#[from] PolicyError),
     /// The store cannot be written.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Why a request was not decided.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DecideError {
+    /// No stranger of that id waits.
+    #[error("{0} does not wait for an answer: `volt requests` lists who does; `volt policy` makes rules about anybody")]
+    NotWaiting(NodeId),
+    /// The rules cannot be kept.
+    #[error(transparent)]
+    Rule(#[from] RuleError),
+}
+
+/// Why an invitation was not issued.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum InviteError {
+    /// It would let in nobody, or too many.
+    #[error("an invitation lets in 1 to {most} nodes, not {0}", most = limits::INVITATION_USES)]
+    Uses(u32),
+    /// It would be good for no time, or too long.
+    #[error("an invitation is good for a second to a year, not {0:?}")]
+    Life(Duration),
+    /// It would give leave for too much.
+    #[error("an invitation gives leave for at most {most} things, this one for {0}: let wildcards stand for many", most = limits::INVITATION_RULES)]
+    Rules(usize),
+    /// There is nowhere to remember it.
+    #[error("an invitation has to be remembered: give the node a home")]
+    NoHome,
+    /// It cannot be kept.
     #[error(transparent)]
     Store(#[from] StoreError),
 }

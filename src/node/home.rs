@@ -28,6 +28,8 @@ pub mod files {
     pub const STORE: &str = "volt.redb";
     /// The directory of persistent wires, a file each.
     pub const WIRES: &str = "wires";
+    /// The journal: what was decided. Older ones are beside it, `journal.1.jsonl` and so on.
+    pub const JOURNAL: &str = "journal.jsonl";
     /// The socket of the local API; a link to it where its path would be too long.
     pub const SOCKET: &str = "volt.sock";
     /// Held by the running node; contains its process id.
@@ -64,6 +66,9 @@ pub enum HomeError {
     /// Something else is there.
     #[error("{} is not a directory: move it away, or give another --home", .0.display())]
     NotADirectory(PathBuf),
+    /// A link is where a file of the node's own should be.
+    #[error("{} is a link, and the node would write to what it leads to: remove it", .0.display())]
+    Link(PathBuf),
     /// It belongs to another user.
     #[error("{} belongs to user {owner}, and this is user {us}: run as its owner, or use another --home", path.display())]
     OtherOwner {
@@ -150,8 +155,12 @@ impl Home {
     /// Takes the home for one running node. Fails at once with [`HomeError::Held`] if another process has it.
     pub fn lock(&self) -> Result<Lock, HomeError> {
         let path = self.file(files::LOCK);
-        let open = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
-        let mut file = open.map_err(io("open", &path))?;
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(false).mode(0o600).custom_flags(private::NO_LINK);
+        let mut file = options.open(&path).map_err(|source| match fs::symlink_metadata(&path) {
+            Ok(metadata) if metadata.is_symlink() => HomeError::Link(path.clone()),
+            _ => io("open", &path)(source),
+        })?;
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Err(HomeError::Held { path: self.path.clone(), pid: read_pid(&mut file) }),
@@ -312,6 +321,18 @@ mod tests {
         // A holder that has not yet said who it is.
         lock.file.set_len(0).unwrap();
         assert!(matches!(home.lock(), Err(HomeError::Held { pid: None, .. })));
+    }
+
+    #[test]
+    fn a_lock_is_not_written_to_where_a_link_leads() {
+        let (dir, home) = home();
+        let outside = dir.path().join("outside");
+        symlink(&outside, home.file(files::LOCK)).unwrap();
+        assert!(matches!(home.lock(), Err(HomeError::Link(_))));
+        assert!(!outside.exists());
+        fs::write(&outside, "mine").unwrap();
+        assert!(matches!(home.lock(), Err(HomeError::Link(_))));
+        assert_eq!(fs::read_to_string(&outside).unwrap(), "mine");
     }
 
     #[test]

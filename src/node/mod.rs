@@ -9,9 +9,12 @@ mod doors;
 mod error;
 mod finding;
 pub mod home;
+mod invitations;
+mod reload;
 mod restart;
 mod rules;
 pub mod store;
+mod strangers;
 
 use std::borrow::Borrow;
 use std::net::SocketAddr;
@@ -25,23 +28,30 @@ use tokio::task::JoinHandle;
 
 pub use addresses::reachable;
 pub use builder::Builder;
-pub use error::{BindError, ConnectError, RuleError};
+pub use error::{BindError, ConnectError, DecideError, InviteError, RuleError};
 pub use finding::{Located, LocatedRelay};
+pub use reload::{ReloadError, Reloaded, Reloads};
+pub use strangers::{Invited, Listening, Request, new_invitation, withdraw};
 
 use self::config::PeerRef;
 use self::dialler::Borrowed;
 use self::home::{Home, Lock, files};
+use self::reload::Reloader;
 use self::restart::{List, Listed, Untold};
 use self::rules::Rules;
 use self::store::{PeerName, Store};
+use self::strangers::Strangers;
 use crate::id::{NodeId, Relay, Ticket};
+pub use crate::journal::JournalCounts;
+use crate::journal::{Change, Entry};
 use crate::net::{Network, Watch};
 use crate::policy::{PolicyHandle, Rule};
 use crate::proto::close::CloseCode;
 pub use crate::relay::RelayCounts;
 use crate::relay::Relays;
 use crate::service::{DiscoverError, Mirror, Providers, Registration, Registry, Server, Service, ServiceError};
-use crate::session::{Dialler, Event, Hub, HubTasks, PeerInfo, Session, Via, WaitError, Where};
+pub use crate::session::Limit;
+use crate::session::{Dialler, Event, Hub, HubTasks, Ledger, PeerInfo, Session, Via, WaitError, Where};
 use crate::tunnel::{ExposeError, Exposed, Forward, Targets};
 use crate::wire::{Wire, WireError, WireFileError, WireInfo, Wires};
 
@@ -63,6 +73,9 @@ pub struct Node(Arc<Inner>);
 struct Inner {
     hub: Hub,
     rules: Rules,
+    strangers: Strangers,
+    /// Of a node that reads a file.
+    reloader: Option<Reloader>,
     registry: Registry,
     server: Arc<Server>,
     wires: Arc<Wires>,
@@ -88,6 +101,8 @@ struct Inner {
 struct Parts {
     hub: Hub,
     rules: Rules,
+    strangers: Strangers,
+    reloader: Option<Reloader>,
     registry: Registry,
     server: Arc<Server>,
     wires: Arc<Wires>,
@@ -136,8 +151,20 @@ pub struct Counts {
     pub forgotten_calls: u64,
     /// Newcomers turned away before their handshake.
     pub refused_handshakes: u64,
+    /// Newcomers whose handshake failed, or took too long.
+    pub failed_handshakes: u64,
     /// Sessions refused by policy or a limit.
     pub refused_sessions: u64,
+    /// Strangers whose request found no room.
+    pub refused_requests: u64,
+    /// Invitations that were no good, or not looked at because too many before were none.
+    pub refused_invitations: u64,
+    /// Calls that policy denied.
+    pub denied_calls: u64,
+    /// Calls beyond a rate.
+    pub rated_calls: u64,
+    /// What peers asked for and policy denied, other than sessions and calls: registrations, wires, tunnels, circuits.
+    pub denied_requests: u64,
     /// Dials begun.
     pub dials: u64,
     /// Links there are now.
@@ -154,6 +181,8 @@ impl Node {
         let Parts {
             hub,
             rules,
+            strangers,
+            reloader,
             registry,
             server,
             wires,
@@ -178,12 +207,15 @@ impl Node {
         let borrowed = Borrowed::new(hub.clone(), rules.clone(), network.clone());
         let holder: Arc<dyn Dialler> = Arc::new(borrowed.clone());
         relays.join(&hub, Arc::downgrade(&holder));
-        registry.set_own(finding::service(hub.downgrade()))?;
+        registry.add_own(finding::service(hub.downgrade()))?;
         hub.set_relays(home_relays.iter().map(|(id, at)| Relay { id: *id, addresses: at.addresses.clone() }).collect());
         let (mirrors, home_volts) = (Mutex::default(), homes.iter().map(|(id, _)| *id).collect());
+        strangers.join(hub.downgrade());
         let node = Self(Arc::new(Inner {
             hub,
             rules,
+            strangers,
+            reloader,
             registry,
             server,
             wires,
@@ -204,6 +236,7 @@ impl Node {
         if watch_network {
             node.watch_network();
         }
+        node.watch_config();
         for (id, at) in &home_relays {
             node.hold_at(*id, &Where { hop: true, ..at.clone() });
         }
@@ -363,6 +396,12 @@ impl Node {
         self.0.registry.add(service)
     }
 
+    /// Adds methods to the node's own service, `volt`. They decide themselves whom they answer.
+    #[cfg(feature = "cli")]
+    pub(crate) fn serve_own(&self, service: Service) -> Result<(), ServiceError> {
+        self.0.registry.add_own(service)
+    }
+
     /// What this node serves, by name.
     pub fn services(&self) -> Vec<crate::service::ServiceDescription> {
         self.0.registry.describe(|_| true)
@@ -518,6 +557,14 @@ impl Node {
         .map(drop)
     }
 
+    /// Forgets a peer and its name, as if it had never been remembered. Says whether it was.
+    ///
+    /// # Errors
+    /// If the store cannot be written.
+    pub async fn forget_all(&self, id: NodeId) -> Result<bool, store::StoreError> {
+        Ok(self.with_store(move |store| store.remove_peer(&id)).await?.flatten().is_some())
+    }
+
     /// The peer this node's owner gave that name.
     ///
     /// # Errors
@@ -535,32 +582,74 @@ impl Node {
         Ok(self.with_store(|store| store.peers()).await?.unwrap_or_default())
     }
 
-    /// Adds a rule, in force at once and, with a home, for good. Says whether it is new.
+    /// Adds a rule, in force at once and, with a home, for good. Says whether it is new. Once begun it is done as a whole, also when this
+    /// is dropped.
     ///
     /// # Errors
     /// If the rule cannot be in force, or not be kept. Then nothing has changed.
     pub async fn add_rule(&self, rule: Rule) -> Result<bool, RuleError> {
-        let new = self.0.rules.add(rule.clone())?;
-        let kept = rule.clone();
-        match self.with_store(move |store| store.add_rule(&kept)).await {
-            Ok(_) => Ok(new),
-            Err(error) => {
+        self.change_rules(move |rules, store, ledger| {
+            let new = rules.add(rule.clone())?;
+            if let Some(Err(error)) = store.map(|store| store.add_rule(&rule)) {
                 if new {
-                    self.0.rules.remove(rule.id());
+                    rules.remove(rule.id());
                 }
-                Err(error.into())
+                return Err(error.into());
             }
-        }
+            if new {
+                ledger.note(Entry::rule(Change::Added, &rule));
+            }
+            Ok(new)
+        })
+        .await
     }
 
-    /// Removes a rule that was added by command. Says whether it was there.
+    /// Removes a rule that was added by command. Says whether it was there. Once begun it is done as a whole, also when this is dropped.
     ///
     /// # Errors
     /// If the store cannot be written. Then the rule stays in force.
     pub async fn remove_rule(&self, id: &str) -> Result<bool, RuleError> {
-        let owned = id.to_owned();
-        let stored = self.with_store(move |store| store.remove_rule(&owned)).await?;
-        Ok(self.0.rules.remove(id) || stored == Some(true))
+        let id = id.to_owned();
+        self.change_rules(move |rules, store, ledger| {
+            let stored = store.map(|store| store.remove_rule(&id)).transpose()?;
+            let before = rules.handle().current().rules().find(|rule| rule.id() == id).cloned();
+            let removed = rules.remove(&id) || stored == Some(true);
+            if removed {
+                let unknown = Entry::Policy { change: Change::Removed, rule: id.as_str().into(), says: "".into() };
+                ledger.note(before.map_or(unknown, |rule| Entry::rule(Change::Removed, &rule)));
+            }
+            Ok(removed)
+        })
+        .await
+    }
+
+    /// Changes rules where they are in force, in the store and in the journal, one change after the other. Whoever asks may go away in
+    /// between: what was begun on its own thread is finished there.
+    async fn change_rules<T, F>(&self, change: F) -> Result<T, RuleError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Rules, Option<&Store>, &Ledger) -> Result<T, RuleError> + Send + 'static,
+    {
+        let turn = self.0.rules.turn().lock_owned().await;
+        let (rules, store, ledger) = (self.0.rules.clone(), self.0.store.clone(), self.0.hub.ledger().clone());
+        let changed = tokio::task::spawn_blocking(move || {
+            let changed = change(&rules, store.as_deref(), &ledger);
+            drop(turn);
+            changed
+        });
+        changed.await.unwrap_or_else(|panicked| std::panic::resume_unwind(panicked.into_panic()))
+    }
+
+    /// A peer had a command done here, or tried to; none: it may do nothing here, and was not asked what it wants.
+    #[cfg(feature = "cli")]
+    pub(crate) fn note_administered(&self, peer: NodeId, command: Option<&'static str>, decision: &crate::policy::Decision) {
+        self.0.hub.ledger().administered(peer, command, decision);
+    }
+
+    /// A peer asked for more commands at once than it may.
+    #[cfg(feature = "cli")]
+    pub(crate) fn note_too_many_commands(&self, peer: NodeId) {
+        self.0.hub.ledger().over_administered(peer);
     }
 
     /// What this node carried for others since the start.
@@ -571,6 +660,7 @@ impl Node {
     /// What was counted since the start.
     pub fn counts(&self) -> Counts {
         let served = self.0.server.counts();
+        let (refused_requests, refused_invitations) = self.0.strangers.refused();
         Counts {
             calls: served.calls,
             slow_polls: served.slow_polls,
@@ -579,10 +669,26 @@ impl Node {
             refused_keys: served.replay.conflicts + served.replay.refused,
             forgotten_calls: served.replay.evicted + served.replay.not_kept,
             refused_handshakes: self.0.hub.endpoint().refused(),
-            refused_sessions: self.0.hub.refused(),
+            refused_requests,
+            refused_invitations,
+            failed_handshakes: self.0.hub.endpoint().failed(),
+            refused_sessions: self.0.hub.ledger().refused(),
+            denied_calls: served.denied,
+            rated_calls: served.rated,
+            denied_requests: self.0.hub.ledger().denied(),
             dials: self.0.hub.endpoint().dials(),
             links: self.0.hub.endpoint().links(),
         }
+    }
+
+    /// How often each limit turned something of a peer's away, or ended it, since the start.
+    pub fn limits_hit(&self) -> impl Iterator<Item = (Limit, u64)> {
+        self.0.hub.ledger().limits()
+    }
+
+    /// What became of entries of the journal since the start. All zero for a node that keeps none: without a home, or a visitor.
+    pub fn journal_counts(&self) -> JournalCounts {
+        self.0.hub.ledger().journal().counts()
     }
 
     /// Runs a task on the network's thread. What calls a lot is fastest there; it must not block.
@@ -636,7 +742,20 @@ impl Node {
         }
         self.0.targets.close();
         let wires = self.0.wires.clone();
-        let _ = tokio::task::spawn_blocking(move || wires.close()).await;
+        let ledger = self.0.hub.ledger().clone();
+        let last = self.owns_home();
+        // A rule that is being changed is written down first.
+        let turn = self.0.rules.turn().lock_owned().await;
+        let closed = tokio::task::spawn_blocking(move || {
+            wires.close();
+            if last {
+                ledger.write_commands();
+                ledger.note(Entry::Stopped);
+                ledger.journal().close();
+            }
+            drop(turn);
+        });
+        let _ = closed.await;
         drop(self.0.lock.lock().expect("nothing panics while it is held").take());
     }
 

@@ -1,4 +1,4 @@
-//! What a node remembers between runs: the peers its owner wants or named, and the rules made by command. It keeps no keys,
+//! What a node remembers between runs: the peers its owner wants or named, the rules made by command, and the invitations issued. It keeps no keys,
 //! dials nobody and decides nothing.
 //!
 //! One redb file; its rows are JSON, so that a person can read them in an emergency and a later version can add to them. Every
@@ -7,6 +7,7 @@
 
 mod error;
 mod file;
+mod invitation;
 mod peer;
 #[cfg(test)]
 mod tests;
@@ -15,18 +16,22 @@ use std::path::{Path, PathBuf};
 
 pub use error::StoreError;
 use error::damaged;
+pub use invitation::{Invitation, Revoked, Use};
 pub use peer::{Peer, PeerName, PeerNameError};
 use redb::{
     Database, ReadTransaction, ReadableDatabase, ReadableTable, ReadableTableMetadata, TableDefinition, WriteTransaction,
 };
 
-use crate::id::NodeId;
-use crate::policy::{Rule, Source};
+use crate::id::{InviteHash, NodeId};
+use crate::policy::{Action, Rule, Source};
+use crate::proto::limits::INVITATIONS;
 
 /// Most peers a store keeps.
 pub const PEERS: u64 = 10_000;
 /// Most rules a store keeps.
 pub const RULES: u64 = 4_096;
+/// Of those, what invitations and answers to requests leave free: others must not use up the room in which the owner says no.
+pub const RULES_LEFT: u64 = 512;
 
 /// The layout of the tables. It changes only if an older version could misread what a newer one wrote.
 const FORMAT: u64 = 1;
@@ -36,6 +41,9 @@ const PEER_TABLE: TableDefinition<&[u8; 32], &str> = TableDefinition::new("peers
 /// Name to id: no two peers have the same name.
 const NAME_TABLE: TableDefinition<&str, &[u8; 32]> = TableDefinition::new("names");
 const RULE_TABLE: TableDefinition<&str, &str> = TableDefinition::new("rules");
+
+/// By the hash of each. A store made by a version before this has no such table, which is as good as an empty one.
+const INVITATION_TABLE: TableDefinition<&[u8; 32], &str> = TableDefinition::new("invitations");
 
 /// The store of a node. See the [module](self) about blocking.
 ///
@@ -152,19 +160,62 @@ impl Store {
     /// Keeps a rule, as one of [`Source::Store`] whatever its source. Returns it, and whether it is new.
     pub fn add_rule(&self, rule: &Rule) -> Result<(Rule, bool), StoreError> {
         let kept = rule.clone().with_source(Source::Store);
-        let json = serde_json::to_string(&kept).expect("a rule is text");
         let is_new = self.write(|txn| {
             let mut table = txn.open_table(RULE_TABLE).map_err(|e| self.failed(e))?;
-            let there = table.get(kept.id()).map_err(|e| self.failed(e))?.map(|json| json.value().to_owned());
-            if let Some(there) = there {
-                let same = self.parse_rule(kept.id(), &there)? == kept;
-                return if same { Ok(false) } else { Err(StoreError::RuleClash(kept.id().to_owned())) };
-            }
-            self.room(table.len().map_err(|e| self.failed(e))?, "rules", RULES)?;
-            table.insert(kept.id(), json.as_str()).map_err(|e| self.failed(e))?;
-            Ok(true)
+            self.put_rule(&mut table, &kept, RULES)
         })?;
         Ok((kept, is_new))
+    }
+
+    /// Keeps rules that somebody was given leave by: all of them or, if [`RULES_LEFT`] would not be left, none.
+    pub fn add_rules(&self, rules: &[Rule]) -> Result<(), StoreError> {
+        self.write(|txn| {
+            let mut table = txn.open_table(RULE_TABLE).map_err(|e| self.failed(e))?;
+            let mut kept = rules.iter().map(|rule| rule.clone().with_source(Source::Store));
+            kept.try_for_each(|rule| self.put_rule(&mut table, &rule, RULES - RULES_LEFT).map(drop))
+        })
+    }
+
+    /// Keeps a rule that denies in place of those that permit just this peer something, so that there is room for it however many others
+    /// have filled; and takes back the invitations that the peer had made from afar. What this version cannot read stays.
+    pub fn revoke(&self, peer: &NodeId, denial: &Rule) -> Result<Revoked, StoreError> {
+        self.write(|txn| {
+            let mut table = txn.open_table(RULE_TABLE).map_err(|e| self.failed(e))?;
+            let mut removed = Vec::new();
+            for row in table.iter().map_err(|e| self.failed(e))? {
+                let (id, json) = row.map_err(|e| self.failed(e))?;
+                removed.extend(self.parse_rule(id.value(), json.value()).ok().filter(|rule| rule.permits_just(peer)));
+            }
+            for rule in &removed {
+                table.remove(rule.id()).map_err(|e| self.failed(e))?;
+            }
+            self.put_rule(&mut table, &denial.clone().with_source(Source::Store), RULES)?;
+            let mut table = txn.open_table(INVITATION_TABLE).map_err(|e| self.failed(e))?;
+            let its = self.read_invitations(&table)?.into_iter().filter(|invitation| invitation.by == Some(*peer));
+            let withdrawn: Vec<_> = its.map(|invitation| invitation.hash).collect();
+            for hash in &withdrawn {
+                table.remove(hash.as_bytes()).map_err(|e| self.failed(e))?;
+            }
+            Ok(Revoked { removed, withdrawn })
+        })
+    }
+
+    /// Says whether it is new.
+    fn put_rule(
+        &self,
+        table: &mut redb::Table<'_, &'static str, &'static str>,
+        rule: &Rule,
+        most: u64,
+    ) -> Result<bool, StoreError> {
+        let there = table.get(rule.id()).map_err(|e| self.failed(e))?.map(|json| json.value().to_owned());
+        if let Some(there) = there {
+            let same = self.parse_rule(rule.id(), &there)? == *rule;
+            return if same { Ok(false) } else { Err(StoreError::RuleClash(rule.id().to_owned())) };
+        }
+        self.room(table.len().map_err(|e| self.failed(e))?, "rules", most)?;
+        let json = serde_json::to_string(rule).expect("a rule is text");
+        table.insert(rule.id(), json.as_str()).map_err(|e| self.failed(e))?;
+        Ok(true)
     }
 
     /// Removes the rule with this id, also one this version cannot read. Returns whether there was one.
@@ -174,6 +225,113 @@ impl Store {
             let removed = table.remove(id).map_err(|e| self.failed(e))?;
             Ok(removed.is_some())
         })
+    }
+
+    /// All invitations that are still good for something, the oldest first. `now` is in milliseconds since 1970 (UTC).
+    pub fn invitations(&self, now_unix_ms: u64) -> Result<Vec<Invitation>, StoreError> {
+        let table = match self.read()?.open_table(INVITATION_TABLE) {
+            Err(redb::TableError::TableDoesNotExist(_)) => return Ok(Vec::new()),
+            table => table.map_err(|e| self.failed(e))?,
+        };
+        let mut all = self.read_invitations(&table)?;
+        all.retain(|invitation| invitation.is_good(now_unix_ms));
+        all.sort_by_key(|invitation| invitation.made_unix_ms);
+        Ok(all)
+    }
+
+    /// Keeps an invitation, and forgets those that are good for nothing any more.
+    pub fn add_invitation(&self, invitation: &Invitation) -> Result<(), StoreError> {
+        self.write(|txn| {
+            let mut table = txn.open_table(INVITATION_TABLE).map_err(|e| self.failed(e))?;
+            let over = self.read_invitations(&table)?.into_iter().filter(|other| !other.is_good(invitation.made_unix_ms));
+            for over in over.collect::<Vec<_>>() {
+                table.remove(over.hash.as_bytes()).map_err(|e| self.failed(e))?;
+            }
+            self.room(table.len().map_err(|e| self.failed(e))?, "invitations", INVITATIONS)?;
+            table.insert(invitation.hash.as_bytes(), invitation.to_json().as_str()).map_err(|e| self.failed(e))?;
+            Ok(())
+        })
+    }
+
+    /// Takes back the invitation of this [name](InviteHash::short), also one that cannot be read. Says whether it was there.
+    pub fn remove_invitation(&self, name: &str) -> Result<bool, StoreError> {
+        self.write(|txn| {
+            let mut table = txn.open_table(INVITATION_TABLE).map_err(|e| self.failed(e))?;
+            let mut named = Vec::new();
+            for row in table.iter().map_err(|e| self.failed(e))? {
+                let hash = *row.map_err(|e| self.failed(e))?.0.value();
+                named.extend(Some(hash).filter(|hash| InviteHash::from_bytes(*hash).short() == name));
+            }
+            for hash in &named {
+                table.remove(hash).map_err(|e| self.failed(e))?;
+            }
+            Ok(!named.is_empty())
+        })
+    }
+
+    /// A node uses an invitation: the rules that let it in are kept and returned; `None` if it is not good, or the node has used it
+    /// before and was put out since. While it is still in by it, using it again gives what is left of the same rules, and costs no use.
+    /// One step, which is on disk when this returns: however many come at once, it is good for as many as it says.
+    pub fn use_invitation(&self, hash: &InviteHash, who: &NodeId, now_unix_ms: u64) -> Result<Option<Use>, StoreError> {
+        self.write(|txn| {
+            let mut table = txn.open_table(INVITATION_TABLE).map_err(|e| self.failed(e))?;
+            let Some(mut found) = self.invitation_in(&table, hash)? else { return Ok(None) };
+            let mut kept = txn.open_table(RULE_TABLE).map_err(|e| self.failed(e))?;
+            let mut rules = found.rules(*who);
+            if found.used.contains(who) {
+                let mut there = Vec::new();
+                for rule in rules.drain(..) {
+                    if kept.get(rule.id()).map_err(|e| self.failed(e))?.is_some() {
+                        there.push(rule);
+                    }
+                }
+                let is_in = there.iter().any(|rule| rule.action() == Action::Connect);
+                let again = Use { rules: there, new: false, good: found.is_good(now_unix_ms) };
+                return Ok(is_in.then_some(again));
+            }
+            if !found.is_good(now_unix_ms) {
+                return Ok(None);
+            }
+            found.used.push(*who);
+            table.insert(hash.as_bytes(), found.to_json().as_str()).map_err(|e| self.failed(e))?;
+            for rule in &rules {
+                self.put_rule(&mut kept, rule, RULES - RULES_LEFT)?;
+            }
+            Ok(Some(Use { rules, new: true, good: found.is_good(now_unix_ms) }))
+        })
+    }
+
+    fn invitation_in(
+        &self,
+        table: &impl ReadableTable<&'static [u8; 32], &'static str>,
+        hash: &InviteHash,
+    ) -> Result<Option<Invitation>, StoreError> {
+        let row = table.get(hash.as_bytes()).map_err(|e| self.failed(e))?;
+        row.map(|json| self.parse_invitation(*hash, json.value())).transpose()
+    }
+
+    fn parse_invitation(&self, hash: InviteHash, json: &str) -> Result<Invitation, StoreError> {
+        let read = Invitation::from_json(hash, json);
+        read.map_err(|error| damaged(&self.path, format!("invitation {}: {error}", hash.short())))
+    }
+
+    /// Those that can be read. One that cannot is good for nothing, and stops nobody: it is said, and can be taken back by its name.
+    fn read_invitations(
+        &self,
+        table: &impl ReadableTable<&'static [u8; 32], &'static str>,
+    ) -> Result<Vec<Invitation>, StoreError> {
+        let mut all = Vec::new();
+        for row in table.iter().map_err(|e| self.failed(e))? {
+            let (hash, json) = row.map_err(|e| self.failed(e))?;
+            let hash = InviteHash::from_bytes(*hash.value());
+            match self.parse_invitation(hash, json.value()) {
+                Ok(invitation) => all.push(invitation),
+                Err(error) => {
+                    tracing::warn!(%error, "it is good for nothing: `volt invite --withdraw {}` removes it", hash.short())
+                }
+            }
+        }
+        Ok(all)
     }
 
     fn checked(self) -> Result<Self, StoreError> {

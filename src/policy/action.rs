@@ -6,8 +6,6 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 /// What somebody wants to do, and what the resource of a rule about it names.
-///
-/// This version asks about all but [`Administer`](Self::Administer); rules about that are kept and shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "&'static str")]
 #[non_exhaustive]
@@ -30,7 +28,7 @@ pub enum Action {
     Relay,
     /// Reach a TCP target this node exposes. Resource: the target's name.
     Forward,
-    /// Run commands on this node. Resource: the command.
+    /// Run commands on this node, as its owner does. Resource: the command, like `status` or `policy/ls`; the guide of the local API lists them.
     Administer,
 }
 

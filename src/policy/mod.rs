@@ -6,7 +6,8 @@
 //! 2. Otherwise, if any rule that fits denies, it is denied: **deny wins**, however exact the permits are.
 //! 3. Otherwise, if any rule that fits permits, it is permitted. Being permitted anything at all permits `connect`,
 //!    and so does having been dialled by this node's owner, which permits nothing else.
-//! 4. Otherwise it is denied: **unknown is denied**.
+//! 4. Otherwise it is denied: **unknown is denied**. Only about `connect` the owner may be [asked](PolicyInput::ask) instead, and
+//!    until there is an answer that permits nothing either.
 //!
 //! The order in which rules were written never matters, not even for which of several rules is named.
 //!
@@ -22,6 +23,7 @@
 //! `greeter/*` matches `greeter/hello`, not `greeter` nor `greeter/a/b`. The pattern `*` alone matches every name.
 
 mod action;
+mod grant;
 mod handle;
 mod pattern;
 mod rule;
@@ -31,6 +33,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 pub use action::{Action, ActionError};
+pub use grant::{Grant, GrantError};
 pub use handle::{PolicyHandle, PolicyWatch};
 pub use pattern::{Pattern, PatternError, RESOURCE_BYTES};
 pub use rule::{Effect, Rule, RuleError, Source};
@@ -60,6 +63,8 @@ pub struct PolicyInput {
     pub dialled: BTreeSet<NodeId>,
     /// `--open`: anyone may connect and call what this node itself serves, unless a rule denies it. See [`Rule::open`].
     pub open: bool,
+    /// Whether the owner is to be asked about those who want to connect and whom no rule is about.
+    pub ask: bool,
     /// For whom this node carries circuits, besides those whom rules about `relay` permit it. See [`Rule::relay`].
     pub relay: Option<RelayMode>,
 }
@@ -91,9 +96,12 @@ pub struct Policy {
     rules: Vec<Arc<Rule>>,
     /// Where in `rules` those of one subject about one action are.
     index: HashMap<(Key, Action), Vec<usize>>,
+    /// The numbers of the groups.
+    groups: HashMap<GroupName, usize>,
     /// The groups each node is in, in the order of their names.
     groups_of: HashMap<NodeId, Vec<usize>>,
     dialled: HashSet<NodeId>,
+    ask: bool,
     /// The rule that stands for all pairs of nodes that are known.
     relay_known: Option<Arc<Rule>>,
 }
@@ -106,7 +114,7 @@ enum Key {
     Anyone,
 }
 
-/// An answer. `Prompt` is for later versions; until the owner has answered it permits nothing.
+/// An answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
@@ -115,7 +123,7 @@ pub enum Verdict {
     Permit,
     /// Refuse. Strangers are not told why.
     Deny,
-    /// Ask this node's owner. No rule of this version leads here.
+    /// Ask this node's owner, who then makes a rule. Until there is one this permits nothing.
     Prompt,
 }
 
@@ -126,7 +134,7 @@ pub struct Decision {
     /// The answer.
     #[serde(rename = "decision")]
     pub verdict: Verdict,
-    /// The rule that said so; none if no rule fits, which denies.
+    /// The rule that said so; none if no rule fits.
     #[serde(serialize_with = "as_rule")]
     pub rule: Option<Arc<Rule>>,
 }
@@ -156,7 +164,7 @@ pub enum PolicyError {
 impl Policy {
     /// Makes a policy. Refuses rules about groups that are not there, and more than [`RULES`], [`GROUPS`] or [`GROUP_MEMBERS`].
     pub fn new(input: PolicyInput) -> Result<Self, PolicyError> {
-        let PolicyInput { mut rules, groups, dialled, open, relay } = input;
+        let PolicyInput { mut rules, groups, dialled, open, ask, relay } = input;
         if open {
             rules.extend(Rule::open());
         }
@@ -169,7 +177,7 @@ impl Policy {
         rules.sort_by(|a, b| a.rank().cmp(&b.rank()));
         rules.dedup();
         let mut index: HashMap<_, Vec<usize>> = HashMap::new();
-        let numbers: HashMap<&GroupName, usize> = groups.keys().zip(0..).collect();
+        let numbers: HashMap<GroupName, usize> = groups.keys().cloned().zip(0..).collect();
         for (at, rule) in rules.iter().enumerate() {
             let key = match rule.subject() {
                 Subject::Node(id) => Key::Node(*id),
@@ -187,7 +195,7 @@ impl Policy {
         }
         let relay_known = relay.filter(|mode| *mode == RelayMode::Closed).map(|mode| Arc::new(Rule::relay(mode)));
         let (rules, dialled) = (rules.into_iter().map(Arc::new).collect(), dialled.into_iter().collect());
-        Ok(Self { rules, index, groups_of, dialled, relay_known })
+        Ok(Self { rules, index, groups: numbers, groups_of, dialled, ask, relay_known })
     }
 
     /// Whether `who` may do that, and which rule says so. `resource` may be text a peer chose; for [`Action::Connect`] it is
@@ -231,6 +239,18 @@ impl Policy {
         self.dialled.contains(who) || keys.any(named)
     }
 
+    /// Whether `who` is in that group. One that is not there has no members.
+    pub fn is_member(&self, who: &NodeId, group: &GroupName) -> bool {
+        let number = self.groups.get(group);
+        number.is_some_and(|number| self.groups_of.get(who).is_some_and(|groups| groups.contains(number)))
+    }
+
+    /// Whether `who` may do this to some resource, whichever: what is asked before anything is read that would name one. Of a rule that
+    /// denies only some resources it says nothing.
+    pub fn permits_some(&self, who: &NodeId, action: Action) -> bool {
+        self.find(who, Action::Connect, Effect::Deny, None).is_none() && self.find(who, action, Effect::Permit, None).is_some()
+    }
+
     /// The rules, each once, in a fixed order: those about single nodes, about groups, about everyone.
     pub fn rules(&self) -> impl Iterator<Item = &Rule> {
         self.rules.iter().map(Arc::as_ref)
@@ -240,6 +260,9 @@ impl Policy {
     pub fn explain(&self, who: &NodeId, action: Action, resource: &str) -> String {
         let Decision { verdict, rule } = self.decide(who, action, resource);
         let Some(rule) = rule else {
+            if verdict == Verdict::Prompt {
+                return format!("prompt: no rule is about {who}, so this node's owner is asked whether it may connect");
+            }
             let resource = if action == Action::Connect { String::new() } else { format!(" {resource:?}") };
             return format!("deny: no rule permits {who} to {action}{resource}");
         };
@@ -265,6 +288,7 @@ impl Policy {
             None if self.dialled.contains(who) => {
                 Decision { verdict: Verdict::Permit, rule: Some(Arc::new(Rule::dialled(*who))) }
             }
+            None if self.ask => Decision { verdict: Verdict::Prompt, rule: None },
             None => Decision::unknown(),
         }
     }

@@ -139,6 +139,17 @@ impl Rule {
         &self.resource
     }
 
+    /// The rule by command that shuts a node out.
+    pub fn denies(who: NodeId) -> Self {
+        let rule = Self::new(Effect::Deny, Subject::Node(who), Action::Connect, Pattern::everything(), Source::Store);
+        rule.expect("a rule about `connect` and everything")
+    }
+
+    /// Whether a command made it, and it permits just this node something.
+    pub fn permits_just(&self, who: &NodeId) -> bool {
+        self.source == Source::Store && self.effect == Effect::Permit && self.subject == Subject::Node(*who)
+    }
+
     /// Where it was written.
     pub fn source(&self) -> Source {
         self.source

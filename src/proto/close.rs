@@ -24,10 +24,14 @@ pub enum CloseCode {
     WrongKey = 8,
     /// The path is of no more use. Says nothing of the session, which goes on over another one.
     Lost = 9,
+    /// The owner of the node is asked whether this peer may connect: come again in a while.
+    Asked = 10,
+    /// Another process has taken the place of this one: it has the same key and came later.
+    Replaced = 11,
 }
 
 impl CloseCode {
-    const ALL: [CloseCode; 10] = [
+    const ALL: [CloseCode; 12] = [
         CloseCode::Goodbye,
         CloseCode::Refused,
         CloseCode::Superseded,
@@ -38,6 +42,8 @@ impl CloseCode {
         CloseCode::Version,
         CloseCode::WrongKey,
         CloseCode::Lost,
+        CloseCode::Asked,
+        CloseCode::Replaced,
     ];
 
     /// The code of this number, if we know it.

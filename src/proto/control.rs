@@ -8,7 +8,7 @@ use bincode::{Decode, Encode};
 
 use super::codec::{self, Message};
 use super::limits;
-use crate::id::{NodeId, Relay};
+use crate::id::{NodeId, Relay, Vouch};
 
 /// The version of the protocol this crate speaks.
 pub const VERSION: u16 = 1;
@@ -127,6 +127,34 @@ impl Message for Relays {
     }
 }
 
+/// The extension of a hello that proves an invitation to the node it is sent to.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Invited {
+    /// The public half of the invitation's key.
+    pub key: [u8; 32],
+    /// Its signature: see [`Vouch`].
+    pub signature: [u8; 64],
+}
+
+impl Invited {
+    /// The number of the extension.
+    pub const NUMBER: u16 = 2;
+
+    /// The extension for this vouch.
+    pub fn extension(vouch: &Vouch) -> (u16, Vec<u8>) {
+        (Self::NUMBER, codec::encode(&Self { key: vouch.key, signature: vouch.signature }))
+    }
+}
+
+impl Message for Invited {
+    const NAME: &'static str = "invited";
+    const LIMIT: usize = 256;
+
+    fn check(&self) -> Result<(), &'static str> {
+        Ok(())
+    }
+}
+
 /// A session is put on this path. Several follow each other when there is much to list.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct Attach {
@@ -212,6 +240,18 @@ impl Hello {
         };
         let Relays { relays } = codec::decode(bytes)?;
         Ok(relays.into_iter().map(|(id, addresses)| Relay { id, addresses }).collect())
+    }
+
+    /// The invitation that the sender proves to have.
+    ///
+    /// # Errors
+    /// What it says is no such proof.
+    pub fn invited(&self) -> Result<Option<Vouch>, codec::DecodeError> {
+        let Some((_, bytes)) = self.extensions.iter().find(|(number, _)| *number == Invited::NUMBER) else {
+            return Ok(None);
+        };
+        let Invited { key, signature } = codec::decode(bytes)?;
+        Ok(Some(Vouch { key, signature }))
     }
 
     fn check(&self) -> Result<(), &'static str> {

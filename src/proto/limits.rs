@@ -89,7 +89,7 @@ pub const STREAM_WINDOW_BYTES: u32 = (MIB + 256 * KIB) as u32;
 /// Connection window of an idle session, in bytes.
 pub const WINDOW_IDLE_BYTES: u32 = 256 * KIB as u32;
 /// Largest connection window of one session, in bytes; drawn from the node's budget.
-pub const WINDOW_MAX_BYTES: u32 = 16 * MIB as u32;
+pub const WINDOW_MAX_BYTES: u32 = 12 * MIB as u32;
 /// Most bytes of unacknowledged data quinn holds for one connection.
 pub const SEND_WINDOW_BYTES: u64 = 64 * MIB as u64;
 /// Send and receive buffers asked of the kernel, in bytes.
@@ -109,6 +109,8 @@ pub const STREAM_KEPT_NEXT_BYTES: usize = MIB;
 pub const STREAM_KEPT_MAX_BYTES: usize = 4 * MIB;
 /// Most bytes kept for all streams of a session, beyond the little that each may always keep.
 pub const SESSION_KEPT_BYTES: usize = 64 * MIB;
+/// The same for a session whose peer has acknowledged nothing yet. What it acknowledges is added.
+pub const SESSION_KEPT_FIRST_BYTES: usize = 3 * MIB;
 
 // Counts.
 
@@ -118,6 +120,12 @@ pub const FEEDS: usize = 512;
 pub const TUNNELS: usize = 512;
 /// Tunnels that a node serves for all its peers.
 pub const NODE_TUNNELS: usize = 4_096;
+/// Requests of one peer that administers a node, at once; further ones are turned away.
+pub const ADMINISTER: usize = 16;
+/// The same of all peers.
+pub const NODE_ADMINISTER: usize = 64;
+/// The head of such a request is here within this.
+pub const ADMINISTER_HEAD: Duration = Duration::from_secs(10);
 /// Targets that a node exposes.
 pub const TARGETS: usize = 256;
 /// Connections that one forward carries at once; further ones wait until it accepts them.
@@ -139,7 +147,7 @@ pub const OFFLINE_LISTED: usize = 4_096;
 /// Changes of a directory that are kept for watchers that are slow; whoever is behind by more is told everything anew.
 pub const DIRECTORY_CHANGES: usize = 1_024;
 /// Bytes of listings kept with those changes.
-pub const DIRECTORY_CHANGES_BYTES: usize = 16 * MIB;
+pub const DIRECTORY_CHANGES_BYTES: usize = MIB;
 /// Watches of a directory that one session has.
 pub const WATCHES: usize = 64;
 /// Entries that all watchers of a directory were told of, each counted once for each watcher.
@@ -155,7 +163,7 @@ pub const WIRE_DISK_FREE_BYTES: u64 = 64 * MIB as u64;
 /// Calls in flight per session and direction; further ones wait at the caller.
 pub const CALLS_IN_FLIGHT: usize = 1_024;
 /// Bytes of bodies and answers held for one session.
-pub const SESSION_BODY_BYTES: usize = 16 * MIB;
+pub const SESSION_BODY_BYTES: usize = 8 * MIB;
 /// Bytes of buffers a node holds for all its sessions.
 pub const NODE_BUFFER_BYTES: usize = 1024 * MIB;
 /// Sessions of a node.
@@ -170,16 +178,46 @@ pub const HANDSHAKES_PER_SECOND: u32 = 20;
 pub const HANDSHAKE_BURST: u32 = 40;
 /// Sessions from one address (IPv6: /64) of peers no rule names.
 pub const SESSIONS_PER_ADDRESS: usize = 64;
+/// Strangers whose hello is waited for at once.
+pub const STRANGERS_HEARD: usize = 64;
+/// The same, from one address (IPv6: /64).
+pub const HEARD_PER_ADDRESS: usize = 8;
+/// The same, of those that come through a relay at one address.
+pub const RELAYED_HEARD: usize = STRANGERS_HEARD / 2;
+/// Strangers who wait for the owner to decide.
+pub const REQUESTS: usize = 64;
+/// The same, from one address (IPv6: /64).
+pub const REQUESTS_PER_ADDRESS: usize = 8;
+/// The same, of those that came through a relay at one address.
+pub const REQUESTS_RELAYED: usize = REQUESTS / 2;
+/// Invitations that a node has issued and still remembers.
+pub const INVITATIONS: u64 = 1_024;
+/// Most nodes that one invitation lets in.
+pub const INVITATION_USES: u32 = 1_000;
+/// Most rules that an invitation, or the owner's answer to a request, makes besides leave to connect.
+pub const INVITATION_RULES: usize = 64;
 /// Bytes in which a node remembers calls with an idempotency key.
 pub const REPLAY_BYTES: usize = 64 * MIB;
 /// The same, for one caller.
-pub const REPLAY_CALLER_BYTES: usize = 16 * MIB;
+pub const REPLAY_CALLER_BYTES: usize = 12 * MIB;
 /// Largest answer that is remembered, in bytes. Of a larger one only that it was given.
 pub const REPLAY_ANSWER_BYTES: usize = 64 * KIB;
 /// What a remembered call counts for besides its key and answer, in bytes: about what it takes in our tables.
 pub const REPLAY_ENTRY_BYTES: usize = 512;
+/// Rates of the configuration.
+pub const RATES: usize = 256;
+/// Identities of which one rate remembers how often they called; those beyond share one bucket.
+pub const RATED_IDENTITIES: usize = 4_096;
+/// Bytes of one file of the journal.
+pub const JOURNAL_BYTES: u64 = 8 * MIB as u64;
+/// Files of the journal, the one that is written among them.
+pub const JOURNAL_FILES: usize = 4;
 /// Visitors of one identity at once.
 pub const VISITORS: usize = 8;
+/// Links of one identity that are on the way to a session: each may say 64 KiB before it is greeted.
+pub const LINKS_ARRIVING: usize = 64;
+/// The same, from one address (IPv6: /64).
+pub const LINKS_ARRIVING_PER_ADDRESS: usize = 16;
 /// Streams of one circuit that are open at once, in each direction.
 pub const CIRCUIT_STREAMS: u32 = 256;
 /// Circuits that a relay carries.
@@ -213,6 +251,14 @@ pub const RELAY_AFTER: Duration = Duration::from_millis(250);
 pub const RELAY_GUEST_TIME: Duration = Duration::from_secs(3_600);
 /// A peer says hello within this.
 pub const HELLO: Duration = Duration::from_secs(5);
+/// A stranger's request is forgotten when it was not heard of for so long.
+pub const REQUEST_KEPT: Duration = Duration::from_secs(600);
+/// Where there is no room for a new one, one that was not heard of for so long gives way.
+pub const REQUEST_SILENT: Duration = Duration::from_secs(60);
+/// Invitations that are no good, from one address (IPv6: /64); beyond them none from there is looked at for the rest of the second.
+pub const WRONG_INVITATIONS_PER_SECOND: u32 = 10;
+/// An invitation is good for at most this long.
+pub const INVITATION_LIFE: Duration = Duration::from_secs(366 * 24 * 3_600);
 /// A session can be resumed for this long after its last path was lost.
 pub const RESUME_WINDOW: Duration = Duration::from_secs(120);
 /// What a reader has taken is acknowledged, and a stream that is over reported, within this…

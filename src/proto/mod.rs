@@ -9,6 +9,7 @@ pub mod codec;
 pub mod control;
 pub mod directory;
 pub mod duration;
+pub mod escape;
 pub mod frame;
 pub mod limits;
 pub mod status;

@@ -74,7 +74,7 @@ impl Relays {
         if open.route.contains(&self.0.own) || open.route.contains(&from) {
             return Err(Refusal::Route);
         }
-        if !may(&hub, from, *next) {
+        if !on.core().uses(Action::Relay, &next.to_string()) {
             count(&toll.counted.by_policy);
             return Err(Refusal::NotAllowed);
         }
@@ -87,7 +87,10 @@ impl Relays {
         };
         let far = hub.known_peer(*next).and_then(|peer| peer.attached()).filter(|far| !far.link().is_relayed());
         let far = far.ok_or_else(not_there)?;
-        let opened = timeout(limits::ANSWER_BOUND, far.link().open()).await.map_err(|_| Refusal::NoAnswer)?;
+        let opened = timeout(limits::ANSWER_BOUND, far.link().open()).await.map_err(|_| {
+            count(&toll.counted.not_there);
+            Refusal::NoAnswer
+        })?;
         let (mut far_send, mut far_recv) = opened.map_err(|_| not_there())?;
         far_send.urgent();
         send.urgent();
@@ -141,7 +144,7 @@ impl Carried {
         // Until something comes back it is half open. What comes is for the near side, and not looked at.
         let answer = tokio::select! {
             biased;
-            answer = timeout(limits::CIRCUIT_HALF_OPEN, far.1.read()) => answer.map_err(|_| Refusal::NoAnswer)?,
+            answer = timeout(self.fare.half_open(), far.1.read()) => answer.map_err(|_| Refusal::NoAnswer)?,
             () = &mut out => return Ok(false),
         };
         let answer = answer.ok().flatten().ok_or(Refusal::NotHere)?;

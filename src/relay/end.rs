@@ -7,6 +7,7 @@ use bytes::Bytes;
 
 use super::begin::counting;
 use super::legs::Role;
+use super::toll::count;
 use super::{Relays, refuse, refuse_stream};
 use crate::id::NodeId;
 use crate::net::{Circuit, Leg, Link, PathRecv, PathSend, Surroundings};
@@ -25,6 +26,7 @@ impl Relays {
         let neighbour = on.link().peer();
         let beginning = self.0.toll.beginning.one_more(neighbour, limits::CIRCUITS_BEGINNING);
         let (Some(beginning), Some(one_more)) = (beginning, on.link().carries()) else {
+            count(&self.0.toll.counted.by_quota);
             return refuse(&mut send, &mut recv, &self.refusal(Refusal::TooMany)).await;
         };
         send.urgent();

@@ -139,6 +139,11 @@ impl Purse {
 }
 
 impl Fare {
+    /// How long a circuit may be half open.
+    pub fn half_open(&self) -> Duration {
+        self.toll.limits.relay_half_open
+    }
+
     pub fn counted(&self) -> &Counted {
         &self.toll.counted
     }

@@ -31,7 +31,8 @@ pub(super) struct Parts {
     pub deadline: Option<Instant>,
     pub idempotency_key: Option<Bytes>,
     pub traceparent: Option<String>,
-    pub metadata: Vec<(String, Bytes)>,
+    /// Names, which are text, and values: parts of the header.
+    pub metadata: Vec<(Bytes, Bytes)>,
 }
 
 impl Context {
@@ -78,7 +79,7 @@ impl Context {
 
     /// All metadata, in the caller's order. Names may occur again.
     pub fn metadata(&self) -> impl Iterator<Item = (&str, &[u8])> {
-        self.0.call.metadata.iter().map(|(name, value)| (name.as_str(), &value[..]))
+        self.0.call.metadata.iter().map(|(name, value)| (str::from_utf8(name).unwrap_or_default(), &value[..]))
     }
 
     /// The first metadata value of this name.

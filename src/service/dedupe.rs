@@ -6,7 +6,7 @@
 //! and with the last one it is dropped, as a handler without a key is when its caller gives up; then the key is free.
 
 use std::collections::HashMap;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use aws_lc_rs::digest::{Context as Hash, SHA256};
@@ -21,7 +21,7 @@ use super::item::{Charge, Item, Items};
 use super::method::{Handler, Incoming};
 use super::reply::{self, Reply};
 use super::run::{Place, until};
-use super::serve::Shared;
+use super::serve::{Shared, count_failed};
 use crate::proto::body::ContentType;
 use crate::proto::status::{Code, Status};
 use crate::session::{Core, Serving, StreamSend};
@@ -72,17 +72,21 @@ pub(super) async fn serve(
     handler: Arc<dyn Handler>,
     place: Place,
     cx: Context,
-    items: Items,
+    items: Box<Items>,
     mut send: StreamSend,
     shared: Arc<Shared>,
 ) {
-    let waiting = once(handler, place, &cx, items, shared);
-    let Some(answer) = until(&cx, || send.unwanted(), waiting).await else { return };
-    reply::answer(&mut send, answer.unwrap_or_else(|overdue| Err(overdue.into()))).await;
+    let waiting = once(handler, place, &cx, items, shared.clone());
+    let Some(answer) = until(&shared, &cx, || send.unwanted(), pin!(waiting)).await else { return };
+    let answer = answer.unwrap_or_else(|cut_short| Err(cut_short.into()));
+    if answer.is_err() {
+        count_failed(send.core(), cx.method());
+    }
+    reply::answer(&mut send, answer).await;
 }
 
 /// The outcome of a call, whoever executes it.
-async fn once(handler: Arc<dyn Handler>, place: Place, cx: &Context, mut items: Items, shared: Arc<Shared>) -> Answer {
+async fn once(handler: Arc<dyn Handler>, place: Place, cx: &Context, mut items: Box<Items>, shared: Arc<Shared>) -> Answer {
     let (body, charge) = match items.next().await {
         Ok(Item::Message(body, charge)) => (body, charge),
         Ok(Item::End) => return Err(Status::new(Code::InvalidArgument, "the call ended without its message")),
@@ -148,7 +152,7 @@ fn handle(run: Run, work: Work) -> Handling {
     let Work { handler, place, core, body, charge } = work;
     Box::pin(async move {
         let (send, answer) = Reply::whole();
-        let items = Items::read_before(core, body, charge);
+        let items = Box::new(Items::read_before(core, body, charge));
         let (cx, shared) = (run.cx.clone(), run.shared.clone());
         let serving = handler.serve(Incoming { cx, items, send, place, shared });
         run.end(serving, answer).await

@@ -2,6 +2,7 @@
 
 use crate::proto::body::BodyError;
 use crate::proto::status::{Code, Status};
+use crate::session::{DisconnectReason, SessionEnd, StreamError, Unreached, WaitError};
 
 /// What became of a call that failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,6 +35,13 @@ pub enum CallError {
     /// the caller's decision, unless the call was marked with [`Call::idempotent`](super::Call::idempotent).
     #[error("outcome unknown: {0}")]
     OutcomeUnknown(String),
+    /// The callee's owner let this node in no more, or not at all: policy there refuses it. What became of a call that was sent before is
+    /// not known.
+    #[error("refused by policy: the peer does not let this node in{}", if *sent { "; the call was sent before, and not answered" } else { "" })]
+    Refused {
+        /// Whether anything of the call had left this node.
+        sent: bool,
+    },
     /// The request cannot be written as a body of this content type, or is too large. Nothing was sent.
     #[error("the request cannot be sent: {0}")]
     Request(String),
@@ -47,8 +55,10 @@ impl CallError {
     pub fn outcome(&self) -> Outcome {
         match self {
             CallError::Status(_) | CallError::Reply(_) => Outcome::Answered,
-            CallError::NotSent(_) | CallError::Request(_) | CallError::DeadlineExceeded { sent: false } => Outcome::NotSent,
-            CallError::OutcomeUnknown(_) | CallError::DeadlineExceeded { sent: true } => Outcome::Unknown,
+            CallError::NotSent(_) | CallError::Request(_) => Outcome::NotSent,
+            CallError::DeadlineExceeded { sent: false } | CallError::Refused { sent: false } => Outcome::NotSent,
+            CallError::DeadlineExceeded { sent: true } | CallError::Refused { sent: true } => Outcome::Unknown,
+            CallError::OutcomeUnknown(_) => Outcome::Unknown,
         }
     }
 
@@ -66,8 +76,32 @@ impl CallError {
             CallError::Status(status) => status.code,
             CallError::DeadlineExceeded { .. } => Code::DeadlineExceeded,
             CallError::NotSent(_) | CallError::OutcomeUnknown(_) => Code::Unavailable,
+            CallError::Refused { .. } => Code::PermissionDenied,
             CallError::Request(_) => Code::InvalidArgument,
             CallError::Reply(_) => Code::Internal,
+        }
+    }
+}
+
+impl From<StreamError> for CallError {
+    /// For a call that was sent: its stream is over, and there is no answer.
+    fn from(error: StreamError) -> Self {
+        match error {
+            StreamError::Session(SessionEnd::Closed(DisconnectReason::Refused)) => CallError::Refused { sent: true },
+            other => CallError::OutcomeUnknown(other.to_string()),
+        }
+    }
+}
+
+impl From<WaitError> for CallError {
+    /// For a call that was not sent: there is no session for it.
+    fn from(error: WaitError) -> Self {
+        match error {
+            WaitError::TimedOut(None) => CallError::DeadlineExceeded { sent: false },
+            WaitError::TimedOut(Some(Unreached::Refused)) | WaitError::Unreached(Unreached::Refused) => {
+                CallError::Refused { sent: false }
+            }
+            other => CallError::NotSent(other.to_string()),
         }
     }
 }

@@ -4,13 +4,14 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use tokio::sync::OwnedSemaphorePermit;
+use tokio::task::coop::consume_budget;
 
 use crate::proto::call::Tag;
 use crate::proto::codec::{self, DecodeError};
 use crate::proto::frame::{FrameError, Frames};
 use crate::proto::status::{Code, Status};
 use crate::proto::{limits, varint};
-use crate::session::{Core, SMALL_BODY_BYTES, Share, StreamError, StreamRecv, StreamSend};
+use crate::session::{Core, Limit, SMALL_BODY_BYTES, Share, StreamError, StreamRecv, StreamSend};
 
 /// What is read of a call.
 #[derive(Debug)]
@@ -127,14 +128,21 @@ impl Items {
         }
     }
 
-    /// The next item. Room for a body that is not small is set aside before it is read. Cancel-safe.
+    /// The next item. Room for a body that is not small is set aside before it is read. After some of them others have their turn: a
+    /// window may be full of items of a few bytes, and their reader would not wait once. Cancel-safe.
     pub async fn next(&mut self) -> Result<Item, ItemError> {
+        consume_budget().await;
         loop {
             let recv = match &mut self.source {
                 Source::Stream(recv) => recv,
                 Source::Read(_, only) => return Ok(only.take().map_or(Item::End, |(body, charge)| Item::Message(body, charge))),
             };
-            if let Some(frame) = self.frames.next_frame()? {
+            let next = self.frames.next_frame().inspect_err(|_| {
+                if let Share::Requests = self.share {
+                    recv.core().limited(Limit::Messages);
+                }
+            });
+            if let Some(frame) = next? {
                 return self.item(frame);
             }
             if self.ended {

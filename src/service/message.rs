@@ -16,14 +16,14 @@ use crate::proto::status::{Code, Status};
 /// The messages a caller sends, in a handler.
 #[derive(Debug)]
 pub struct Receiver<T> {
-    items: Items,
+    items: Box<Items>,
     content: ContentType,
     ended: bool,
     message: PhantomData<fn() -> T>,
 }
 
 impl<T: DeserializeOwned> Receiver<T> {
-    pub(super) fn new(items: Items, content: ContentType) -> Self {
+    pub(super) fn new(items: Box<Items>, content: ContentType) -> Self {
         Self { items, content, ended: false, message: PhantomData }
     }
 

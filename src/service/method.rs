@@ -1,6 +1,7 @@
 //! [`Service`]: a name and its methods, each of one of four shapes. Types are erased here, once, so that the rest handles
 //! calls without knowing what they carry.
 
+use std::pin::pin;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -12,9 +13,10 @@ use tokio::sync::oneshot;
 use super::context::Context;
 use super::item::{Charge, Items};
 use super::message::{Receiver, Sender, encode_answer};
+use super::rate::{Limiter, Rate, TokioClock};
 use super::reply::Reply;
-use super::run::{Place, run};
-use super::serve::Shared;
+use super::run::{Place, run, run_off};
+use super::serve::{Shared, count_failed};
 use crate::proto::call::Shape;
 use crate::proto::status::{Code, Status};
 use crate::session::Serving;
@@ -69,6 +71,7 @@ pub(super) struct Method {
     pub reply: Schema,
     pub place: Place,
     pub handler: Arc<dyn Handler>,
+    pub rate: Option<Arc<Limiter>>,
 }
 
 impl std::fmt::Debug for Method {
@@ -80,7 +83,8 @@ impl std::fmt::Debug for Method {
 /// A call that has come in, as far as it is the same for all types.
 pub(super) struct Incoming {
     pub cx: Context,
-    pub items: Items,
+    /// Boxed: it is handed on several times.
+    pub items: Box<Items>,
     pub send: Reply,
     pub place: Place,
     pub shared: Arc<Shared>,
@@ -134,9 +138,10 @@ impl Service {
             Shape::Unary,
             Typed::new(handler, |handler: &Arc<F>, call| {
                 let handler = handler.clone();
-                Box::pin(one_answer(call, move |cx, request: Request<Req>| async move {
-                    let (request, _charge) = request.only().await?;
-                    handler(cx, request).await
+                Box::pin(one_answer(call, move |cx, mut request: Request<Req>| async move {
+                    let (message, _charge) = request.only().await?;
+                    drop(request);
+                    handler(cx, message).await
                 }))
             }),
         )
@@ -173,9 +178,10 @@ impl Service {
             Shape::ServerStream,
             Typed::new(handler, |handler: &Arc<F>, call| {
                 let handler = handler.clone();
-                Box::pin(many_answers(call, move |cx, request: Request<Req>, send| async move {
-                    let (request, _charge) = request.only().await?;
-                    handler(cx, request, send).await
+                Box::pin(many_answers(call, move |cx, mut request: Request<Req>, send| async move {
+                    let (message, _charge) = request.only().await?;
+                    drop(request);
+                    handler(cx, message, send).await
                 }))
             }),
         )
@@ -233,6 +239,16 @@ impl Service {
         self.placed(Place::Blocking)
     }
 
+    /// Bounds how often each caller may call the method added last, besides what the configuration says. A call beyond that is
+    /// answered with RESOURCE_EXHAUSTED, which says when to try again, and is not executed. A rate out of its bounds is the nearest one
+    /// within.
+    pub fn rate(mut self, rate: Rate) -> Self {
+        if let Some(method) = self.methods.last_mut() {
+            method.rate = Some(Arc::new(Limiter::new(rate, TokioClock)));
+        }
+        self
+    }
+
     fn placed(mut self, place: Place) -> Self {
         if let Some(method) = self.methods.last_mut() {
             method.place = place;
@@ -254,6 +270,7 @@ impl Service {
             reply: schemars::schema_for!(Res),
             place: Place::default(),
             handler: Arc::new(handler),
+            rate: None,
         });
         self
     }
@@ -284,7 +301,7 @@ struct Request<Req> {
 
 impl<Req: DeserializeOwned> Request<Req> {
     /// The one message of a call that has one, and the room its body holds: until the handler has ended.
-    async fn only(mut self) -> Result<(Req, Charge), Status> {
+    async fn only(&mut self) -> Result<(Req, Charge), Status> {
         let missing = || Status::new(Code::InvalidArgument, "the call ended without its message");
         self.receiver.next_charged().await?.ok_or_else(missing)
     }
@@ -298,12 +315,22 @@ where
 {
     let Incoming { cx, items, mut send, place, shared } = call;
     let content = cx.content_type();
-    let core = items.core().clone();
-    let request = Request { receiver: Receiver::new(items, content) };
-    let handling = handler(cx.clone(), request);
     // Writing the answer is the handler's work too: it may take long, and it may panic.
-    let handled = async move { handling.await.and_then(|answer| encode_answer(content, &answer)) };
-    let Some(answer) = run(&shared, &cx, place, &core, || send.unwanted(), handled).await else { return };
+    let encode = move |answer: Res| encode_answer(content, &answer);
+    let answer = if place == Place::Network {
+        let mut handling = pin!(handler(cx.clone(), Request { receiver: Receiver::new(items, content) }));
+        let handled = pin!(async { handling.as_mut().await.and_then(encode) });
+        run(&shared, &cx, || send.unwanted(), handled).await
+    } else {
+        let core = items.core().clone();
+        let handling = handler(cx.clone(), Request { receiver: Receiver::new(items, content) });
+        let handled = Box::pin(async move { handling.await.and_then(encode) });
+        Box::pin(run_off(&shared, &cx, place, &core, || send.unwanted(), handled)).await
+    };
+    let Some(answer) = answer else { return };
+    if answer.is_err() {
+        send.core().into_iter().for_each(|core| count_failed(core, cx.method()));
+    }
     send.answer(answer).await;
 }
 
@@ -318,7 +345,16 @@ where
     let (stopped, core) = (send.unwanted(), items.core().clone());
     let request = Request { receiver: Receiver::new(items, content) };
     let (sender, given_back): (_, oneshot::Receiver<Reply>) = Sender::new(send, content);
-    let Some(ended) = run(&shared, &cx, place, &core, || stopped, handler(cx.clone(), request, sender)).await else { return };
+    let ended = if place == Place::Network {
+        run(&shared, &cx, || stopped, pin!(handler(cx.clone(), request, sender))).await
+    } else {
+        let handled = Box::pin(handler(cx.clone(), request, sender));
+        Box::pin(run_off(&shared, &cx, place, &core, || stopped, handled)).await
+    };
+    let Some(ended) = ended else { return };
+    if ended.is_err() {
+        count_failed(&core, cx.method());
+    }
     if let Ok(mut send) = given_back.await {
         send.end(&ended.err().unwrap_or_else(Status::ok)).await;
     }

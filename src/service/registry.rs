@@ -7,6 +7,7 @@ use tokio::sync::watch;
 
 use super::describe::ServiceDescription;
 use super::method::{Handler, Method, Service};
+use super::rate::Limiter;
 use super::run::Place;
 use crate::proto::call::Shape;
 use crate::proto::directory::is_name;
@@ -41,7 +42,7 @@ pub struct Registry(Arc<Inner>);
 struct Inner {
     services: RwLock<BTreeMap<String, Entry>>,
     /// The node's own service, which is listed nowhere. Its methods decide themselves what they tell whom.
-    own: OnceLock<Entry>,
+    own: RwLock<Option<Entry>>,
     /// Told of each change, in order.
     observer: OnceLock<Observer>,
     changes: watch::Sender<u64>,
@@ -71,6 +72,7 @@ pub(super) struct Lookup {
     pub shape: Shape,
     pub place: Place,
     pub handler: Arc<dyn Handler>,
+    pub rate: Option<Arc<Limiter>>,
 }
 
 impl Registry {
@@ -94,10 +96,15 @@ impl Registry {
         Ok(Registration { registry: self.clone(), name, is: registration })
     }
 
-    /// Serves the node's own service, which every peer that may connect may call. There is one, the first.
-    pub(crate) fn set_own(&self, service: Service) -> Result<(), ServiceError> {
-        // A second one changes nothing.
-        let _ = self.0.own.set(Entry::new(service)?);
+    /// Adds these methods to the node's own service, which every peer that may connect may call: the methods decide whom they answer.
+    /// One that is there already is replaced.
+    pub(crate) fn add_own(&self, service: Service) -> Result<(), ServiceError> {
+        let entry = Entry::new(service)?;
+        let mut own = self.0.own.write().expect("nothing panics while it is held");
+        match &mut *own {
+            Some(there) => there.methods.extend(entry.methods),
+            None => *own = Some(entry),
+        }
         Ok(())
     }
 
@@ -135,13 +142,15 @@ impl Registry {
         let Some((service, method)) = path.split_once('/') else {
             return Err(Status::new(Code::InvalidArgument, "a method is named service/method"));
         };
+        if is_own(path) {
+            let own = self.0.own.read().expect("nothing panics while it is held");
+            if let Some(entry) = &*own {
+                return entry.lookup(service, method);
+            }
+        }
         let services = self.read();
         let unknown = || Status::new(Code::NotFound, format!("no service {service:?} here"));
-        let own = self.0.own.get().filter(|_| is_own(path));
-        let entry = own.or_else(|| services.get(service)).ok_or_else(unknown)?;
-        let unimplemented = || Status::new(Code::Unimplemented, format!("service {service:?} has no method {method:?}"));
-        let (path, method) = entry.methods.get(method).ok_or_else(unimplemented)?;
-        Ok(Lookup { path: path.clone(), shape: method.shape, place: method.place, handler: method.handler.clone() })
+        services.get(service).ok_or_else(unknown)?.lookup(service, method)
     }
 
     fn read(&self) -> std::sync::RwLockReadGuard<'_, BTreeMap<String, Entry>> {
@@ -170,6 +179,13 @@ impl std::fmt::Debug for Inner {
 }
 
 impl Entry {
+    fn lookup(&self, service: &str, method: &str) -> Result<Lookup, Status> {
+        let unimplemented = || Status::new(Code::Unimplemented, format!("service {service:?} has no method {method:?}"));
+        let (path, method) = self.methods.get(method).ok_or_else(unimplemented)?;
+        let (handler, rate) = (method.handler.clone(), method.rate.clone());
+        Ok(Lookup { path: path.clone(), shape: method.shape, place: method.place, handler, rate })
+    }
+
     fn describe(&self, allowed: impl Fn(&str) -> bool) -> ServiceDescription {
         let methods = self.methods.values().filter(|(path, _)| allowed(path)).map(|(_, method)| method);
         ServiceDescription::new(&self.service, methods)

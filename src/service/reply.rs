@@ -2,14 +2,17 @@
 //! not know which.
 
 use std::future::pending;
+use std::pin::pin;
+use std::task::Poll;
 
 use bytes::Bytes;
 use futures_util::future::Either;
+use futures_util::poll;
 use tokio::sync::oneshot;
 
-use super::item::{bounded, put_message, put_message_head, put_status, write_message};
+use super::item::{Charge, bounded, put_message, put_message_head, put_status, write_message};
 use crate::proto::status::{Code, Status};
-use crate::session::{SMALL_BODY_BYTES, Share, StreamError, StreamSend};
+use crate::session::{Core, SMALL_BODY_BYTES, Share, StreamError, StreamSend};
 use crate::state::replay::Answer;
 
 /// Where what a handler says goes.
@@ -40,6 +43,14 @@ impl Reply {
         (Self::Whole(Whole { body: None, to: Some(to) }), answer)
     }
 
+    /// The session of the caller, if there is one caller.
+    pub fn core(&self) -> Option<&Core> {
+        match self {
+            Reply::Caller(send) => Some(send.core()),
+            Reply::Whole(_) => None,
+        }
+    }
+
     /// Ends when the caller gave up. Cancel-safe.
     pub fn unwanted(&self) -> impl Future<Output = StreamError> + Send + 'static {
         match self {
@@ -61,7 +72,7 @@ impl Reply {
     pub async fn message(&mut self, body: Vec<u8>) -> Result<(), Status> {
         match self {
             Reply::Caller(send) => {
-                let _charge = send.core().clone().reserve(Share::Replies, body.len()).await;
+                let _charge = room(send, body.len()).await;
                 write_message(send, Vec::new(), body).await.map_err(|_| Status::new(Code::Cancelled, "the caller is gone"))
             }
             Reply::Whole(Whole { body: Some(_), .. }) => Err(Status::new(Code::Internal, "a unary call has one answer, not two")),
@@ -106,7 +117,7 @@ pub async fn answer(send: &mut StreamSend, answer: Result<impl AsRef<[u8]> + Int
         put_message(&mut buf, body.as_ref());
         put_status(&mut buf, &Status::ok());
     } else {
-        let _charge = send.core().clone().reserve(Share::Replies, length).await;
+        let _charge = room(send, length).await;
         put_message_head(&mut buf, length);
         if send.write(buf.into()).await.is_err() || send.write(body.into()).await.is_err() {
             return;
@@ -115,6 +126,17 @@ pub async fn answer(send: &mut StreamSend, answer: Result<impl AsRef<[u8]> + Int
         put_status(&mut buf, &Status::ok());
     }
     let _ = send.write_last(buf.into()).await;
+}
+
+/// Room for an answer of so many bytes. While many wait for it, the session begins no further call.
+async fn room(send: &StreamSend, bytes: usize) -> Charge {
+    let core = send.core().clone();
+    let mut reserving = pin!(core.reserve(Share::Replies, bytes));
+    if let Poll::Ready(charge) = poll!(reserving.as_mut()) {
+        return charge;
+    }
+    let _late = core.answer_waits(bytes);
+    reserving.await
 }
 
 /// Ends a call with a status.

@@ -15,16 +15,18 @@ use super::describe;
 use super::directory::{self, Directory, Peers};
 use super::item::{Charge, Items};
 use super::method::Incoming;
+use super::rate::{self, Rates};
 use super::registry::{self, Lookup, Registry};
 use super::reply::{self, Reply};
 use super::run::Place;
 use crate::id::NodeId;
+use crate::policy::{Action, PolicyHandle};
 use crate::proto::call::{Header, Shape};
 use crate::proto::codec;
 use crate::proto::frame::Frames;
 use crate::proto::limits;
 use crate::proto::status::{Code, Status};
-use crate::session::{Attached, Core, Serving, Share, StreamRecv, StreamSend};
+use crate::session::{Attached, Core, Limit, Serving, Share, StreamRecv, StreamSend};
 use crate::state::replay;
 
 /// Serves the calls of all peers, and keeps the directory.
@@ -41,10 +43,25 @@ pub(crate) struct Shared {
     runtime: Option<Handle>,
     own: OnceLock<Offload>,
     deadline_max: Duration,
+    policy: PolicyHandle,
     pub(super) dedupe: Dedupe,
+    rates: Rates,
     calls: AtomicU64,
     slow_polls: AtomicU64,
     panics: AtomicU64,
+    denied: AtomicU64,
+    rated: AtomicU64,
+}
+
+/// What bounds calls, besides what bounds messages.
+#[derive(Debug)]
+pub(crate) struct CallBounds {
+    /// Longest deadline of a unary call.
+    pub deadline_max: Duration,
+    /// How often callers may call.
+    pub rates: Rates,
+    /// Services that one peer registers.
+    pub registrations: usize,
 }
 
 /// A runtime made for handlers. Ends without waiting: its owner may be asynchronous itself.
@@ -67,6 +84,10 @@ pub struct ServerCounts {
     pub slow_polls: u64,
     /// Handlers that panicked.
     pub panics: u64,
+    /// Calls that policy denied.
+    pub denied: u64,
+    /// Calls that were turned away by a rate.
+    pub rated: u64,
     /// Calls with an idempotency key, and what came of those made again.
     pub replay: replay::Counts,
 }
@@ -74,12 +95,19 @@ pub struct ServerCounts {
 impl Server {
     /// Serves what is registered. `runtime`: where handlers go that are moved off the network's thread; without one, threads
     /// are made when they are first needed. `network`: the network's own.
-    pub fn new(own: NodeId, registry: Registry, runtime: Option<Handle>, network: Handle, deadline_max: Duration) -> Self {
-        let directory = Directory::new(own, registry.clone(), network);
+    pub fn new(
+        own: NodeId,
+        registry: Registry,
+        policy: PolicyHandle,
+        (runtime, network): (Option<Handle>, Handle),
+        bounds: CallBounds,
+    ) -> Self {
+        let CallBounds { deadline_max, rates, registrations } = bounds;
+        let directory = Directory::new(own, registry.clone(), network, registrations);
         let counter = AtomicU64::default;
-        let (calls, slow_polls, panics) = (counter(), counter(), counter());
+        let (calls, slow_polls, panics, denied, rated) = (counter(), counter(), counter(), counter(), counter());
         let (own, dedupe) = (OnceLock::new(), Dedupe::default());
-        let shared = Shared { runtime, own, deadline_max, dedupe, calls, slow_polls, panics };
+        let shared = Shared { runtime, own, deadline_max, policy, dedupe, rates, calls, slow_polls, panics, denied, rated };
         Self { registry, directory, peers: Peers::default(), shared: Arc::new(shared) }
     }
 
@@ -101,8 +129,15 @@ impl Server {
     /// What was counted so far.
     pub fn counts(&self) -> ServerCounts {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let Shared { dedupe, calls, slow_polls, panics, .. } = &*self.shared;
-        ServerCounts { calls: read(calls), slow_polls: read(slow_polls), panics: read(panics), replay: dedupe.counts() }
+        let Shared { dedupe, calls, slow_polls, panics, denied, rated, .. } = &*self.shared;
+        ServerCounts {
+            calls: read(calls),
+            slow_polls: read(slow_polls),
+            panics: read(panics),
+            denied: read(denied),
+            rated: read(rated),
+            replay: dedupe.counts(),
+        }
     }
 }
 
@@ -122,6 +157,26 @@ impl Shared {
             Offload(runtime.ok())
         });
         own.0.as_ref().map_or_else(Handle::current, |runtime| runtime.handle().clone())
+    }
+
+    /// Ends when policy does not allow this call any more.
+    pub async fn revoked(&self, cx: &Context) {
+        if registry::is_own(cx.method()) {
+            return std::future::pending().await;
+        }
+        let mut watch = self.policy.watch();
+        // It may have changed since the call was let in.
+        let mut policy = watch.current();
+        while policy.decide(&cx.peer(), Action::Call, cx.method()).is_permit() {
+            policy = watch.changed().await;
+        }
+    }
+
+    /// A call comes too early: counts it, and gives the answer.
+    fn over_rate(&self, core: &Core, method: &str, wait: Duration) -> Status {
+        self.rated.fetch_add(1, Ordering::Relaxed);
+        core.call_rated(method);
+        rate::refusal(wait)
     }
 
     pub fn count_panic(&self, method: &str) {
@@ -160,7 +215,10 @@ impl Server {
                     }
                 })
             }
-            Err(error) => refuse(send, Status::new(Code::InvalidArgument, error.to_string())),
+            Err(error) => {
+                let refused = invalid(recv.core(), &error);
+                refuse(send, refused)
+            }
         }
     }
 
@@ -197,11 +255,11 @@ fn dispatch(
     recv: StreamRecv,
     frames: Frames,
 ) -> Serving {
-    let (found, parts) = match prepare(registry, header, &recv, shared.deadline_max) {
+    let (found, parts) = match prepare(registry, shared, header, &recv) {
         Ok(prepared) => prepared,
         Err(refused) => return refuse(send, refused),
     };
-    let items = Items::new(recv, frames, Share::Requests);
+    let items = Box::new(Items::new(recv, frames, Share::Requests));
     let once = parts.idempotency_key.is_some();
     let (cx, shared) = (Context::new(parts), shared.clone());
     match found {
@@ -233,9 +291,8 @@ enum Found {
 /// Reads the header's frame. Room for one that is not small is set aside before it is read; what it holds lives as long as the
 /// handler, and so must the charge. `None`: the caller is gone.
 async fn header(recv: &mut StreamRecv, frames: &mut Frames, charge: &mut Charge) -> Result<Option<Bytes>, Status> {
-    let invalid = |error: &dyn std::fmt::Display| Status::new(Code::InvalidArgument, error.to_string());
     loop {
-        if let Some(frame) = frames.next_frame().map_err(|error| invalid(&error))? {
+        if let Some(frame) = frames.next_frame().map_err(|error| invalid(recv.core(), &error))? {
             return Ok(Some(frame));
         }
         if let Some(length) = frames.announced()
@@ -245,28 +302,53 @@ async fn header(recv: &mut StreamRecv, frames: &mut Frames, charge: &mut Charge)
         }
         match recv.read().await {
             Ok(Some(bytes)) => frames.push(bytes),
-            Ok(None) => return Err(invalid(&"the call ended within its header")),
+            Ok(None) => return Err(invalid(recv.core(), &"the call ended within its header")),
             Err(_) => return Ok(None),
         }
     }
 }
 
-/// Checks a call against policy and registry. To whom policy allows nothing it says nothing of what there is.
-fn prepare(registry: &Registry, header: &Bytes, recv: &StreamRecv, deadline_max: Duration) -> Result<(Found, Parts), Status> {
-    let read: Header<'_> =
-        codec::decode_borrowed(header).map_err(|error| Status::new(Code::InvalidArgument, error.to_string()))?;
-    let core = recv.core();
+/// A header that is too large, or none: counts it, and gives the answer.
+fn invalid(core: &Core, error: &dyn std::fmt::Display) -> Status {
+    core.limited(Limit::Messages);
+    Status::new(Code::InvalidArgument, error.to_string())
+}
+
+/// Checks a call against policy, rates and registry. To whom policy allows nothing it says nothing of what there is.
+fn prepare(registry: &Registry, shared: &Shared, header: &Bytes, recv: &StreamRecv) -> Result<(Found, Parts), Status> {
+    let (core, deadline_max) = (recv.core(), shared.deadline_max);
+    let read: Header<'_> = codec::decode_borrowed(header).map_err(|error| invalid(core, &error))?;
     if read.method == describe::DESCRIBE {
         check_shape(&read, Shape::Unary)?;
         return Ok((Found::Describe, parts(&read, describe::DESCRIBE.into(), header, recv, deadline_max)));
     }
-    if !registry::is_own(read.method) && !core.may_call(read.method) {
+    let own = registry::is_own(read.method);
+    if !own && !core.calls(read.method) {
+        shared.denied.fetch_add(1, Ordering::Relaxed);
         return Err(Status::new(Code::PermissionDenied, "policy does not allow this call"));
     }
-    let lookup = registry.lookup(read.method)?;
-    check_shape(&read, lookup.shape)?;
+    if !own && !shared.rates.is_empty() {
+        let rated = shared.rates.check(&core.peer(), read.method, &shared.policy);
+        rated.map_err(|wait| shared.over_rate(core, read.method, wait))?;
+    }
+    let failed = |refused: Status| {
+        count_failed(core, read.method);
+        refused
+    };
+    let lookup = registry.lookup(read.method).map_err(failed)?;
+    if let Some(rate) = &lookup.rate {
+        rate.check(&core.peer()).map_err(|wait| shared.over_rate(core, read.method, wait))?;
+    }
+    check_shape(&read, lookup.shape).map_err(failed)?;
     let parts = parts(&read, lookup.path.clone(), header, recv, deadline_max);
     Ok((Found::Method(lookup), parts))
+}
+
+/// A call is answered with an error. Those of the node's own methods are nobody's business.
+pub(super) fn count_failed(core: &Core, method: &str) {
+    if !registry::is_own(method) {
+        core.call_failed(method);
+    }
 }
 
 fn check_shape(read: &Header<'_>, shape: Shape) -> Result<(), Status> {
@@ -291,6 +373,10 @@ fn parts(read: &Header<'_>, method: Arc<str>, header: &Bytes, recv: &StreamRecv,
         deadline: left.and_then(|left| Instant::now().checked_add(left)),
         idempotency_key: read.idempotency_key.map(|key| header.slice_ref(key)),
         traceparent: read.traceparent.map(str::to_owned),
-        metadata: read.metadata.iter().map(|(name, value)| ((*name).to_owned(), header.slice_ref(value))).collect(),
+        metadata: read
+            .metadata
+            .iter()
+            .map(|(name, value)| (header.slice_ref(name.as_bytes()), header.slice_ref(value)))
+            .collect(),
     }
 }

@@ -4,17 +4,20 @@
 use std::any::{Any, TypeId};
 use std::future::poll_fn;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::Poll;
+use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::FutureExt;
+use futures_util::{FutureExt, poll};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 use super::attached::{self, Attached, CarriedOn};
 use super::core::Core;
+use super::ledger::Limit;
 use super::notice::Notices;
 use super::stream::{StreamRecv, StreamSend};
 use super::via::Via;
@@ -23,6 +26,10 @@ use crate::net::{Link, PathRecv, PathSend};
 use crate::proto::close::StreamCode;
 use crate::proto::stream::{Head, Kind, Purpose};
 use crate::state::ids::IdError;
+
+/// How long answers may wait for what is done with the calls after them. Then they leave, and while this end goes on with the others, the
+/// peer and relays work on them: all in one lump, each would wait for the others.
+const TURN: Duration = Duration::from_micros(150);
 
 /// A future that serves one stream to its end.
 pub type Serving = Pin<Box<dyn Future<Output = ()> + Send>>;
@@ -64,27 +71,50 @@ pub(super) async fn streams(attached: Arc<Attached>, acceptor: Arc<dyn Acceptor>
     let door = Door { attached, acceptor, notices };
     // Streams whose beginning is not here, or that wait for leave: as many as QUIC lets the peer have open.
     let mut waiting = JoinSet::new();
+    let mut since = Instant::now();
     loop {
-        core.reap();
-        while let Some(ended) = waiting.try_join_next() {
-            super::hub::report(ended);
-        }
-        let Ok((send, mut recv)) = door.attached.link().accept().await else { return };
+        tokio::task::coop::consume_budget().await;
+        let mut accepting = pin!(door.attached.link().accept());
+        let at_once = match since.elapsed() < TURN {
+            true => poll!(accepting.as_mut()),
+            false => {
+                tokio::task::yield_now().await;
+                Poll::Pending
+            }
+        };
+        let accepted = match at_once {
+            Poll::Ready(accepted) => accepted,
+            Poll::Pending => {
+                core.reap();
+                while let Some(ended) = waiting.try_join_next() {
+                    super::hub::report(ended);
+                }
+                let accepted = accepting.await;
+                since = Instant::now();
+                accepted
+            }
+        };
+        let Ok((send, mut recv)) = accepted else { return };
         let first = match recv.read().now_or_never() {
             Some(Ok(Some(first))) => first,
             _ => Bytes::new(),
         };
         if let Some(kind) = circuits(&first) {
-            waiting.spawn(door.acceptor.circuit(door.attached.clone(), kind, send, recv, first.slice(1..)));
+            waiting.spawn(core.in_turn(door.acceptor.circuit(door.attached.clone(), kind, send, recv, first.slice(1..))));
             continue;
         }
         let Some((id, purpose)) = door.at_once(&first) else {
-            waiting.spawn(door.clone().slowly(send, recv, first));
+            // Begun right here too: stream 0 is to be known before the first call is served, which may end the node.
+            let slowly = AssertUnwindSafe(door.clone().slowly(send, recv, first)).catch_unwind();
+            let mut slowly = Box::pin(slowly.map(|done| super::hub::report_panic(done).unwrap_or_default()));
+            if poll!(slowly.as_mut()).is_pending() {
+                waiting.spawn(core.in_turn(slowly));
+            }
             continue;
         };
         let halves = door.attached.halves(id, first.slice(purpose..), send, recv);
         // Without leave a new stream waits; one that goes on needs none, so it is no use to wait for that here.
-        let Some(leave) = core.try_handler_permit() else {
+        let Some(leave) = core.try_begin_permit() else {
             door.with_leave(halves);
             continue;
         };
@@ -130,7 +160,7 @@ impl Door {
             match parse(&first) {
                 Parsed::Part => {}
                 Parsed::Whole(head @ Head::Fresh { .. }, len) if first.len() > len => {
-                    return self.fresh(head, send, recv, first.slice(len..)).await.unwrap_or_else(|refused| refused.refuse(head));
+                    return self.fresh(head, send, recv, first.slice(len..)).await;
                 }
                 Parsed::Whole(Head::Fresh { .. }, _) => {}
                 Parsed::Whole(head, len) => return self.carried_on(head, send, recv, first.slice(len..)).await,
@@ -169,28 +199,25 @@ impl Door {
                         () = self.attached.core().given_up(head.stream()) => return,
                     }
                 }
-                if let Err(refused) = self.fresh(head, send, recv, first).await {
-                    refused.refuse(head);
-                }
+                self.fresh(head, send, recv, first).await;
             }
-            CarriedOn::Closed(send, recv) => Refused { code: StreamCode::Closed, send, recv }.refuse(head),
+            CarriedOn::Closed(send, recv) => refuse(head, StreamCode::Closed, send, recv),
             CarriedOn::Violation(violation) => self.attached.violated(violation),
         }
     }
 
     /// A new stream: its first byte says what it is for.
-    async fn fresh(self, head: Head, send: PathSend, recv: PathRecv, first: Bytes) -> Result<(), Refused> {
+    async fn fresh(self, head: Head, send: PathSend, recv: PathRecv, first: Bytes) {
         let id = head.stream();
-        let refused = |code, send, recv| Err(Refused { code, send, recv });
         let purpose = match first.first().copied().and_then(Purpose::from_byte) {
             Some(Purpose::Session) if id != 0 => None,
             purpose => purpose,
         };
-        let Some(purpose) = purpose else { return refused(StreamCode::Kind, send, recv) };
+        let Some(purpose) = purpose else { return refuse(head, StreamCode::Kind, send, recv) };
         // What is told by a lower id is over may come late; one that finds no room waits for it.
         while let Err(error) = self.attached.admit(id) {
             if error != IdError::TooManyLive {
-                return refused(StreamCode::Closed, send, recv);
+                return refuse(head, StreamCode::Closed, send, recv);
             }
             self.attached.core().has_room().await;
         }
@@ -203,13 +230,13 @@ impl Door {
             Purpose::Session => drop(self.notices.try_send(Notices::accepted((send, recv)))),
             Purpose::Directory | Purpose::Wire | Purpose::Tunnel => self.feed(purpose, send, recv),
         }
-        Ok(())
     }
 
     /// Serves a stream that may live for long, if there are not too many.
     fn feed(&self, purpose: Purpose, mut send: StreamSend, mut recv: StreamRecv) {
         let core = self.attached.core();
         let Some(permit) = core.try_feed_permit(purpose) else {
+            core.limited(if purpose == Purpose::Tunnel { Limit::Tunnels } else { Limit::Feeds });
             send.reset(StreamCode::Limit);
             return recv.stop(StreamCode::Limit);
         };
@@ -232,19 +259,11 @@ impl Door {
     }
 }
 
-/// A stream that is not let in.
-struct Refused {
-    code: StreamCode,
-    send: PathSend,
-    recv: PathRecv,
-}
-
-impl Refused {
-    fn refuse(mut self, head: Head) {
-        tracing::debug!(stream = head.stream(), code = ?self.code, "a stream is refused");
-        self.send.reset(self.code);
-        self.recv.stop(self.code);
-    }
+/// A stream is not let in.
+fn refuse(head: Head, code: StreamCode, mut send: PathSend, mut recv: PathRecv) {
+    tracing::debug!(stream = head.stream(), ?code, "a stream is refused");
+    send.reset(code);
+    recv.stop(code);
 }
 
 /// What the first bytes of a path stream are.

@@ -40,7 +40,7 @@ pub struct Attached {
 }
 
 impl Attached {
-    pub(super) fn new(core: Arc<Core>, link: Link, attach: u64, hello: Hello, budget: Arc<Budget>) -> Arc<Self> {
+    pub(super) fn new(core: Arc<Core>, link: Link, attach: u64, hello: Hello, budget: (Arc<Budget>, u32)) -> Arc<Self> {
         Arc::new(Self {
             core,
             window: Window::new(link.clone(), budget),
@@ -204,12 +204,12 @@ impl Attached {
 
     /// Bytes that came over this path were read, be they the session's or a circuit's: the path's window grows with that.
     pub(crate) fn received(&self, bytes: usize) {
-        self.window.received(bytes);
+        self.window.received(bytes, self.core.inbound());
     }
 
     /// Lets more in if a stream that nobody reads holds up the others.
     pub(super) fn relieve(&self) {
-        self.window.relieve();
+        self.window.relieve(self.core.inbound());
     }
 
     /// Gives back what the window has grown by if nothing came since this was last asked.

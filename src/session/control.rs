@@ -121,8 +121,10 @@ impl ControlRecv {
         Self { path, frames: Frames::new(limits::CONTROL_MESSAGE_BYTES) }
     }
 
-    /// The next message. Cancel-safe.
+    /// The next message. After some of them others have their turn: a window full of pings is a quarter of a million messages, and their
+    /// reader would not wait once. Cancel-safe.
     pub async fn next(&mut self) -> Result<Control, ControlError> {
+        tokio::task::coop::consume_budget().await;
         loop {
             if let Some(frame) = self.frames.next_frame()? {
                 return Ok(codec::decode(&frame)?);

@@ -1,7 +1,6 @@
 //! A session, whatever path carries it: its streams, the shares of its peer, the handlers that run for it. It lives from the first
 //! attach until it is ended; paths come and go meanwhile. It decides nothing about paths.
 
-use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -10,8 +9,11 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 
 use super::event::DisconnectReason;
+use super::ledger::{Ledger, Limit};
 use super::slot::Slot;
+use super::tally::Tally;
 use crate::id::NodeId;
+use crate::net::{Account, InTurn};
 use crate::policy::{Action, PolicyHandle};
 use crate::proto::control::{BootId, Hello, Progress, Role, SessionId};
 use crate::proto::limits::{self, Limits};
@@ -23,9 +25,8 @@ use crate::state::unread::Unread;
 
 /// Bodies up to this many bytes need no share of their own: the number of calls at once bounds them.
 pub const SMALL_BODY_BYTES: usize = 4 * 1024;
-
-/// Decisions remembered per session. Only methods that exist are asked for often, and there are fewer of those.
-const GRANTS: usize = 1_024;
+/// So many bytes of answers wait for room: before any further call is begun some of them have to find it.
+const LATE_BYTES: usize = limits::BODY_BYTES;
 
 /// A session.
 #[derive(Debug)]
@@ -56,8 +57,11 @@ pub struct Core {
     serving: Mutex<JoinSet<()>>,
     share_bytes: usize,
     shares: [Arc<Semaphore>; 5],
-    policy: PolicyHandle,
-    grants: Mutex<Grants>,
+    /// Bytes of answers to the peer that wait for room.
+    late: AtomicUsize,
+    on_time: Notify,
+    tally: Tally,
+    account: Account,
 }
 
 /// The streams, and whether there will be any more.
@@ -85,12 +89,6 @@ pub enum SessionEnd {
     Closed(DisconnectReason),
 }
 
-#[derive(Debug, Default)]
-struct Grants {
-    generation: u64,
-    calls: HashMap<Box<str>, bool>,
-}
-
 /// What room is set aside for. Each has a share of its own: were there one for all, two nodes that wait for each other's answers
 /// could fill it with what they have to say, and have no room left to listen.
 #[derive(Clone, Copy, Debug)]
@@ -109,11 +107,35 @@ pub enum Share {
     Replies,
 }
 
+impl Share {
+    const ALL: [Share; 5] = [Share::Calls, Share::Headers, Share::Requests, Share::Answers, Share::Replies];
+
+    /// How much it is, where bodies have so much: headers are small, and each is bounded.
+    fn of(self, bodies: usize) -> usize {
+        if let Share::Headers = self { bodies / 4 } else { bodies }
+    }
+}
+
+/// An answer to the peer of so many bytes, which waits for room.
+#[derive(Debug)]
+pub struct LateAnswer(Arc<Core>, usize);
+
+impl Drop for LateAnswer {
+    fn drop(&mut self) {
+        let before = self.0.late.fetch_sub(self.1, SeqCst);
+        if before >= LATE_BYTES && before - self.1 < LATE_BYTES {
+            self.0.on_time.notify_waiters();
+        }
+    }
+}
+
 /// What a session needs of its node.
 pub(super) struct Surroundings<'a> {
     pub limits: &'a Limits,
     pub policy: &'a PolicyHandle,
     pub budget: &'a Arc<Budget>,
+    pub ledger: &'a Arc<Ledger>,
+    pub account: &'a Account,
 }
 
 impl Core {
@@ -121,6 +143,7 @@ impl Core {
     pub(super) fn new(id: SessionId, peer: NodeId, hello: &Hello, initiator: bool, of: &Surroundings<'_>) -> Arc<Self> {
         let side = if initiator { Side::Initiator } else { Side::Acceptor };
         let (limits, policy) = (of.limits, of.policy);
+        let kept = Budget::growing_part(of.budget, limits::SESSION_KEPT_FIRST_BYTES, limits::SESSION_KEPT_BYTES);
         let window = limits.resume_window.min(Duration::from_millis(hello.resume_window_ms.into()));
         Arc::new(Self {
             id,
@@ -129,10 +152,7 @@ impl Core {
             boot: hello.boot,
             role: hello.role,
             window,
-            table: Mutex::new(Table {
-                streams: Streams::new(side, !window.is_zero(), Budget::part(of.budget, limits::SESSION_KEPT_BYTES)),
-                ended: None,
-            }),
+            table: Mutex::new(Table { streams: Streams::new(side, !window.is_zero(), kept), ended: None }),
             opened: AtomicU64::new(0),
             news: Notify::new(),
             urgent: AtomicBool::new(false),
@@ -141,15 +161,17 @@ impl Core {
             closing: AtomicBool::new(false),
             calling: AtomicUsize::new(0),
             handlers: Arc::new(Semaphore::new(limits.calls_in_flight)),
-            feeds: Arc::new(Semaphore::new(limits::FEEDS)),
-            tunnels: Arc::new(Semaphore::new(limits::TUNNELS)),
+            feeds: Arc::new(Semaphore::new(limits.feeds)),
+            tunnels: Arc::new(Semaphore::new(limits.tunnels)),
             unread: Unread::new(limits::TUNNELS_UNREAD_BYTES, limits::TUNNEL_UNREAD_BYTES),
             handlers_max: limits.calls_in_flight,
             serving: Mutex::default(),
             share_bytes: limits.session_body_bytes,
-            shares: std::array::from_fn(|_| Arc::new(Semaphore::new(limits.session_body_bytes))),
-            grants: Mutex::new(Grants { generation: policy.generation(), calls: HashMap::new() }),
-            policy: policy.clone(),
+            late: AtomicUsize::new(0),
+            on_time: Notify::new(),
+            shares: Share::ALL.map(|share| Arc::new(Semaphore::new(share.of(limits.session_body_bytes)))),
+            tally: Tally::new(peer, policy.clone(), of.ledger.clone()),
+            account: of.account.clone(),
         })
     }
 
@@ -273,6 +295,7 @@ impl Core {
         }
         self.room.notify_waiters();
         self.serving().abort_all();
+        self.write_counts();
     }
 
     /// Runs this until it is done or the session ends.
@@ -280,8 +303,18 @@ impl Core {
         let mut tasks = self.serving();
         // Looked at under the lock of the tasks: whoever ends the session aborts this one too.
         if self.table().ended.is_none() {
-            tasks.spawn(serving);
+            tasks.spawn(self.in_turn(serving));
         }
+    }
+
+    /// The same future, which has its turns on the network's thread by what was done for this peer of late.
+    pub(super) fn in_turn<F: Future>(&self, future: F) -> InTurn<F> {
+        self.account.in_turn(future)
+    }
+
+    /// By which the peer's tasks have their turns.
+    pub(super) fn account(&self) -> &Account {
+        &self.account
     }
 
     /// Joins what has ended.
@@ -297,9 +330,24 @@ impl Core {
     }
 
     /// Leave to run one more handler; waits while too many run. The permit is held until the handler has ended.
-    pub(super) fn handler_permit(&self) -> impl Future<Output = OwnedSemaphorePermit> + Send + use<> {
-        let handlers = self.handlers.clone();
-        async move { handlers.acquire_owned().await.expect("this semaphore is never closed") }
+    pub(super) fn handler_permit(self: &Arc<Self>) -> impl Future<Output = OwnedSemaphorePermit> + Send + use<> {
+        let core = self.clone();
+        async move {
+            let permit = core.handlers.clone().acquire_owned().await.expect("this semaphore is never closed");
+            loop {
+                let mut on_time = std::pin::pin!(core.on_time.notified());
+                on_time.as_mut().enable();
+                if core.late.load(SeqCst) < LATE_BYTES {
+                    return permit;
+                }
+                on_time.await;
+            }
+        }
+    }
+
+    /// Leave to begin one more call of the peer's, at once or not at all.
+    pub(super) fn try_begin_permit(&self) -> Option<OwnedSemaphorePermit> {
+        if self.late.load(SeqCst) >= LATE_BYTES { None } else { self.try_handler_permit() }
     }
 
     /// The same, at once or not at all: for what goes on after its call has ended.
@@ -329,36 +377,68 @@ impl Core {
         if bytes <= SMALL_BODY_BYTES {
             return None;
         }
-        let bytes = bytes.min(self.share_bytes) as u32;
-        let share = self.shares[share as usize].clone();
-        Some(share.acquire_many_owned(bytes).await.expect("this semaphore is never closed"))
+        let bytes = bytes.min(share.of(self.share_bytes)) as u32;
+        let room = self.shares[share as usize].clone().acquire_many_owned(bytes);
+        // Boxed, so that the state of small calls has no room for it.
+        Some(Box::pin(room).await.expect("this semaphore is never closed"))
+    }
+
+    /// Bytes that are set aside for what has come from the peer and was not dealt with yet.
+    pub(super) fn inbound(&self) -> usize {
+        let held = |share: Share| share.of(self.share_bytes) - self.shares[share as usize].available_permits();
+        [Share::Headers, Share::Requests, Share::Answers].into_iter().map(held).sum()
+    }
+
+    /// An answer to the peer of so many bytes is ready, and waits for room until this is dropped. While as many bytes wait as one body
+    /// may have, no further call is begun: each could end with one more.
+    pub fn answer_waits(self: &Arc<Self>, bytes: usize) -> LateAnswer {
+        self.late.fetch_add(bytes, SeqCst);
+        LateAnswer(self.clone(), bytes)
     }
 
     /// Whether the peer may call this method, by the policy in force now.
     pub fn may_call(&self, method: &str) -> bool {
-        let generation = self.policy.generation();
-        let mut grants = self.grants.lock().expect("nothing panics while it is held");
-        if grants.generation != generation {
-            *grants = Grants { generation, calls: HashMap::new() };
-        }
-        if let Some(known) = grants.calls.get(method) {
-            return *known;
-        }
-        let permitted = self.policy.decide(&self.peer, Action::Call, method).is_permit();
-        if grants.calls.len() < GRANTS {
-            grants.calls.insert(method.into(), permitted);
-        }
-        permitted
+        self.tally.may_call(method)
+    }
+
+    /// The same, of a call that the peer makes: it is counted, and goes into the journal.
+    pub fn calls(&self, method: &str) -> bool {
+        self.tally.call(method)
+    }
+
+    /// A call of the peer's was answered with an error.
+    pub fn call_failed(&self, method: &str) {
+        self.tally.failed(method);
+    }
+
+    /// A call of the peer's that policy permits was turned away by a rate.
+    pub fn call_rated(&self, method: &str) {
+        self.tally.rated(method);
     }
 
     /// Whether the peer may do that, by the policy in force now. Not remembered: for what is asked once in a while.
     pub fn may(&self, action: Action, resource: &str) -> bool {
-        self.policy.decide(&self.peer, action, resource).is_permit()
+        self.policy().decide(&self.peer, action, resource).is_permit()
+    }
+
+    /// The same, of something that the peer asks for: it goes into the journal.
+    pub fn uses(&self, action: Action, resource: &str) -> bool {
+        self.tally.uses(action, resource)
+    }
+
+    /// A limit turned something of the peer's away: it is counted, and goes into the journal.
+    pub fn limited(&self, limit: Limit) {
+        self.tally.limited(limit);
+    }
+
+    /// Writes into the journal what was counted since that was done last.
+    pub(super) fn write_counts(&self) {
+        self.tally.write();
     }
 
     /// The policy in force.
     pub fn policy(&self) -> &PolicyHandle {
-        &self.policy
+        self.tally.policy()
     }
 
     /// Either end goes down: no new calls, please.

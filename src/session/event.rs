@@ -1,6 +1,7 @@
 //! What a node tells its owner about sessions. For each peer `Connected` and `Disconnected` strictly alternate.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::id::NodeId;
@@ -35,6 +36,22 @@ pub enum Event {
         peer: NodeId,
         /// Why.
         reason: DisconnectReason,
+    },
+    /// A stranger wants to connect: the owner is asked.
+    Asked {
+        /// Its key.
+        peer: NodeId,
+        /// What it calls itself: for display, escaped.
+        name: String,
+        /// Where it was seen: of one that came through a relay, where that is.
+        from: IpAddr,
+        /// Whether it came through a relay.
+        relayed: bool,
+    },
+    /// A peer's owner is asked whether to let this node in: it waits.
+    Waiting {
+        /// The other node.
+        peer: NodeId,
     },
     /// A service that is registered with this node came online or went offline.
     Service {
@@ -102,6 +119,9 @@ pub enum DisconnectReason {
     /// A newer link between the two nodes took over.
     #[error("a newer link took over")]
     Superseded,
+    /// Another process with this node's key, that came later, took its place at the peer.
+    #[error("another process with this node's key took its place: give each node a key of its own")]
+    Replaced,
     /// Nothing answered for too long.
     #[error("no answer for too long")]
     NoAnswer,
@@ -116,7 +136,7 @@ pub enum DisconnectReason {
 impl DisconnectReason {
     /// Whether one of the two nodes wanted it to end: then the peer is not expected back.
     pub(super) fn is_deliberate(&self) -> bool {
-        matches!(self, Self::Here | Self::ByPeer | Self::PeerDown | Self::Refused | Self::RefusedHere)
+        matches!(self, Self::Here | Self::ByPeer | Self::PeerDown | Self::Refused | Self::RefusedHere | Self::Replaced)
     }
 }
 
@@ -127,6 +147,7 @@ impl From<LostReason> for DisconnectReason {
             LostReason::Closed(CloseCode::Goodbye) => Self::ByPeer,
             LostReason::Closed(CloseCode::Refused) => Self::Refused,
             LostReason::Closed(CloseCode::Superseded | CloseCode::Crossed) => Self::Superseded,
+            LostReason::Closed(CloseCode::Replaced) => Self::Replaced,
             LostReason::TimedOut => Self::NoAnswer,
             LostReason::Restarted => Self::Restarted,
             LostReason::Here => Self::Here,

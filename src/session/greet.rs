@@ -3,16 +3,20 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::oneshot;
 
 use super::control::{self, ControlError, ControlRecv, ControlSend};
 use super::core::Core;
 use super::hub::Hub;
+use super::ledger::Limit;
+use super::porter::Stranger;
+use crate::id::NodeId;
 use crate::net::{Link, LostReason, PathError};
-use crate::policy::Action;
+use crate::policy::{self, Action};
 use crate::proto::close::CloseCode;
-use crate::proto::control::{Attach, Control, Hello, LiveStream, Relays, Role, SessionId, VERSION};
+use crate::proto::control::{Attach, BootId, Control, Hello, Invited, LiveStream, Relays, Role, SessionId, VERSION};
 use crate::proto::limits;
 use crate::state::ids::{Allocator, Side};
 use crate::state::roster::{LinkNumber, Parked, Verdict};
@@ -27,6 +31,18 @@ pub enum GreetError {
     /// The peer let us know that it does not want us.
     #[error("the peer refused us")]
     Refused,
+    /// The peer's owner is asked whether to let us in.
+    #[error("the peer's owner is asked whether to let this node in")]
+    Asked,
+    /// Our own owner is asked whether to let the peer in.
+    #[error("the owner is asked")]
+    AskedHere,
+    /// Another process has our key, and came later: the peer holds its session with that one.
+    #[error("another process with this node's key has taken its place")]
+    Replaced,
+    /// The peer's process has the key of another one, that came later.
+    #[error("a later process with the same key is there")]
+    ReplacedHere(BootId),
     /// Our policy, or a limit of ours, keeps the peer out.
     #[error("refused here: {0}")]
     RefusedHere(String),
@@ -114,6 +130,7 @@ impl Hub {
         if hello.attach != attach || hello.role != Role::Node {
             return Err(ControlError::Order("its hello agrees to something we did not propose").into());
         }
+        self.check_process(link.peer(), &hello)?;
         let (verdict, parked) = self.roster().answered(link.peer(), link.number(), hello.boot, attach);
         self.tell_parked(parked);
         if !matches!(verdict, Verdict::Accept { .. }) {
@@ -155,20 +172,39 @@ impl Hub {
 
     async fn accepted(&self, link: &Link) -> Result<Greeted, GreetError> {
         let decision = self.policy().decide(&link.peer(), Action::Connect, "");
-        if !decision.is_permit() {
-            return Err(GreetError::RefusedHere(format!("policy says {decision:?}")));
-        }
-        let first = tokio::time::timeout(limits::HELLO, async {
+        let stranger = match (decision.is_permit(), decision.rule.is_some()) {
+            (true, _) => None,
+            // No rule is about it: it may have something to say that helps, if it is not one of too many.
+            (false, false) if self.porter().hears(decision.verdict == policy::Verdict::Prompt) => {
+                Some(self.hear(link).ok_or_else(|| refused("too many strangers"))?)
+            }
+            (false, _) => return Err(refused("policy")),
+        };
+        let within = self.own().limits.hello;
+        let first = tokio::time::timeout(within, async {
             let (send, mut recv) = control::accept(link).await?;
-            Ok::<_, GreetError>((next_hello(&mut recv).await?, send, recv))
+            Ok::<_, GreetError>((next_hello(&mut recv, within).await?, send, recv))
         });
-        let (mut hello, mut send, mut recv) = first.await.map_err(|_| ControlError::TimedOut("say hello"))??;
+        let heard = first.await.unwrap_or_else(|_| Err(ControlError::TimedOut("say hello").into()));
+        // A stranger is told that it is refused, and not what was wrong with what it said: that would tell that it was heard.
+        let is_stranger = stranger.is_some();
+        let quietly = |error| match error {
+            lost @ GreetError::Control(ControlError::Path(_)) => lost,
+            GreetError::Control(_) | GreetError::Version(..) if is_stranger => refused(&error.to_string()),
+            other => other,
+        };
+        let (mut hello, mut send, mut recv) = heard.map_err(quietly)?;
+        match stranger {
+            Some(_) => self.judge_stranger(link, &hello).await.map_err(quietly)?,
+            // An invitation may give leave for more than it has; if not, it is no worse off.
+            None => _ = self.is_invited(link, &hello).await?,
+        }
         let attach = match self.verdict(link, &hello).await? {
             Ok(attach) => attach,
             Err(known) => {
                 // It has forgotten what we still know: it proposes once more.
                 send.send(&[Control::Hello(self.hello(link, None, known))]).await?;
-                hello = next_hello(&mut recv).await?;
+                hello = next_hello(&mut recv, within).await?;
                 self.verdict(link, &hello).await?.map_err(|_| GreetError::Stale)?
             }
         };
@@ -182,9 +218,75 @@ impl Hub {
         Ok(Greeted { agreement: Agreement { link: link.clone(), hello, session, attach, resumed, said, theirs }, send, recv })
     }
 
+    /// Of two processes with one key the one whose session began later stays, as long as that does. Else the two would take each other's
+    /// place again and again.
+    fn check_process(&self, peer: NodeId, hello: &Hello) -> Result<(), GreetError> {
+        let there = self.known_peer(peer).and_then(|peer| peer.core()).map(|core| core.boot());
+        match hello.role == Role::Node && self.is_replaced(peer, hello.boot, there) {
+            true => Err(GreetError::ReplacedHere(hello.boot)),
+            false => Ok(()),
+        }
+    }
+
+    /// Whether that process of the peer came before the one that is there.
+    pub(super) fn is_replaced(&self, peer: NodeId, boot: BootId, there: Option<BootId>) -> bool {
+        there.is_some_and(|there| there != boot) && self.roster().has_been_replaced(peer, boot)
+    }
+
+    /// A process is turned away whose place another one with the same key has taken: counts it, writes it down, and the first time says it.
+    pub(super) fn replaced_here(&self, link: &Link, boot: BootId) {
+        if self.roster().is_news(link.peer(), boot) {
+            tracing::warn!(peer = %link.peer(), from = %link.remote(), "two processes have the key of this peer; the one that came later stays");
+        }
+        self.refused_here(link, &"another process with this key came later");
+    }
+
+    /// Whether the peer proves to have an invitation, and that is good; `None` if it has none. Then the rules it gives are in force.
+    async fn is_invited(&self, link: &Link, hello: &Hello) -> Result<Option<bool>, GreetError> {
+        match hello.invited().map_err(ControlError::from)? {
+            Some(vouch) => Ok(Some(self.porter().invited(self.stranger(link, hello), vouch).await)),
+            None => Ok(None),
+        }
+    }
+
+    fn stranger(&self, link: &Link, hello: &Hello) -> Stranger {
+        let seen = (!link.is_relayed()).then(|| link.remote());
+        Stranger {
+            id: link.peer(),
+            name: hello.name.clone(),
+            from: link.remote().ip(),
+            relayed: link.is_relayed(),
+            addresses: seen.into_iter().chain(hello.addresses.iter().copied()).take(limits::ADDRESSES).collect(),
+        }
+    }
+
+    /// What becomes of a peer that no rule is about, by what it says.
+    async fn judge_stranger(&self, link: &Link, hello: &Hello) -> Result<(), GreetError> {
+        if let Some(good) = self.is_invited(link, hello).await? {
+            // It may be in by the same invitation on another link of its own.
+            if !good && !self.policy().decide(&link.peer(), Action::Connect, "").is_permit() {
+                return Err(refused("its invitation is not good"));
+            }
+        } else if self.is_open(link) {
+            let asked = self.porter().ask(self.stranger(link, hello));
+            // The owner may answer at this very moment.
+            if self.is_open(link) {
+                return Err(if asked { GreetError::AskedHere } else { refused("nobody is asked") });
+            }
+        }
+        // By now there may be a rule, of the invitation or of the owner.
+        let decision = self.policy().decide(&link.peer(), Action::Connect, "");
+        if decision.is_permit() { Ok(()) } else { Err(refused("policy")) }
+    }
+
+    fn is_open(&self, link: &Link) -> bool {
+        self.policy().decide(&link.peer(), Action::Connect, "").verdict == policy::Verdict::Prompt
+    }
+
     /// The roster's word on a link whose hello came in; waits while it is kept aside. The attach number agreed, or, if the one
     /// proposed is past, the highest known.
     async fn verdict(&self, link: &Link, hello: &Hello) -> Result<Result<u64, u64>, GreetError> {
+        self.check_process(link.peer(), hello)?;
         let (verdict, waits) = {
             let mut roster = self.roster();
             let verdict = roster.greeted(link.peer(), link.number(), hello.role, hello.boot, hello.attach);
@@ -193,7 +295,7 @@ impl Hub {
         };
         match verdict {
             Verdict::Accept { attach, .. } => Ok(Ok(attach)),
-            Verdict::TooMany => Err(GreetError::RefusedHere("too many visitors of this identity".into())),
+            Verdict::TooMany => Err(refused("too many visitors of this identity")),
             Verdict::Stale(known) => Ok(Err(known)),
             Verdict::Park => tokio::select! {
                 biased;
@@ -211,6 +313,9 @@ impl Hub {
         // Who is to be reached through a relay only is not told where this node is.
         let hidden = link.is_relayed() && self.known_peer(link.peer()).is_some_and(|peer| peer.is_only_via());
         let (addresses, relays) = if hidden { Default::default() } else { (self.addresses(), self.relays()) };
+        // Only whom we dial is one whose invitation we may have.
+        let vouch = self.known_peer(link.peer()).filter(|_| link.dialled()).and_then(|peer| peer.vouch(&own.id));
+        let invited = vouch.as_ref().map(Invited::extension);
         Hello {
             versions: (VERSION, VERSION),
             boot: own.boot,
@@ -222,7 +327,7 @@ impl Hub {
             resume_window_ms: u32::try_from(own.limits.resume_window.as_millis()).unwrap_or(u32::MAX),
             addresses,
             observed: if link.is_relayed() { NOWHERE } else { link.remote() },
-            extensions: Relays::extension(&relays).into_iter().collect(),
+            extensions: Relays::extension(&relays).into_iter().chain(invited).collect(),
         }
     }
 
@@ -264,8 +369,13 @@ impl<'a> Greeting<'a> {
             (GreetError::Control(ControlError::Path(_) | ControlError::Ended), Some(reason)) => told(reason),
             (other, _) => other,
         };
-        if matches!(error, GreetError::RefusedHere(_)) {
-            self.hub.count_refused();
+        match &error {
+            GreetError::RefusedHere(why) => self.hub.refused_here(&self.link, why),
+            GreetError::ReplacedHere(boot) => self.hub.replaced_here(&self.link, *boot),
+            _ => {}
+        }
+        if matches!(error, GreetError::Control(ControlError::TimedOut(_))) && !self.link.dialled() {
+            self.hub.ledger().count_limit(Limit::Hello);
         }
         tracing::debug!(peer = %self.link.peer().short(), %error, "no session came of a link");
         self.link.close(error.close_code());
@@ -289,6 +399,8 @@ fn told(reason: LostReason) -> GreetError {
         LostReason::Closed(CloseCode::Refused) => GreetError::Refused,
         LostReason::Closed(CloseCode::Crossed | CloseCode::Superseded) => GreetError::Unneeded,
         LostReason::Closed(CloseCode::Stale) => GreetError::Stale,
+        LostReason::Closed(CloseCode::Asked) => GreetError::Asked,
+        LostReason::Closed(CloseCode::Replaced) => GreetError::Replaced,
         other => GreetError::Control(ControlError::Path(PathError::Lost(other))),
     }
 }
@@ -297,6 +409,8 @@ impl GreetError {
     fn close_code(&self) -> CloseCode {
         match self {
             GreetError::Refused | GreetError::RefusedHere(_) => CloseCode::Refused,
+            GreetError::Asked | GreetError::AskedHere => CloseCode::Asked,
+            GreetError::Replaced | GreetError::ReplacedHere(_) => CloseCode::Replaced,
             GreetError::Unneeded => CloseCode::Crossed,
             GreetError::Stale => CloseCode::Stale,
             GreetError::Version(..) => CloseCode::Version,
@@ -306,9 +420,13 @@ impl GreetError {
     }
 }
 
+fn refused(why: &str) -> GreetError {
+    GreetError::RefusedHere(why.to_owned())
+}
+
 /// The hello of a peer that dialled us.
-async fn next_hello(recv: &mut ControlRecv) -> Result<Hello, GreetError> {
-    let Control::Hello(hello) = recv.next_within(limits::HELLO, "say hello").await? else {
+async fn next_hello(recv: &mut ControlRecv, within: Duration) -> Result<Hello, GreetError> {
+    let Control::Hello(hello) = recv.next_within(within, "say hello").await? else {
         return Err(ControlError::Order("its first message is no hello").into());
     };
     check_version(&hello)?;

@@ -38,6 +38,8 @@ pub enum SessionState {
     Connected,
     /// No path carries it; this node dials.
     Connecting,
+    /// No path carries it: the peer's owner is asked whether to let this node in, which asks again every few seconds.
+    Waiting,
     /// No path carries it, and this node does not dial.
     Idle,
 }
@@ -85,9 +87,21 @@ impl Session {
     pub fn state(&self) -> SessionState {
         match (self.peer.attached(), self.peer.is_wanted()) {
             (Some(_), _) => SessionState::Connected,
+            (None, true) if self.peer.unreached() == Some(Unreached::Asked) => SessionState::Waiting,
             (None, true) => SessionState::Connecting,
             (None, false) => SessionState::Idle,
         }
+    }
+
+    /// Why it is not connected, if an attempt has failed since it was.
+    pub fn unreached(&self) -> Option<Unreached> {
+        self.peer.unreached()
+    }
+
+    /// Attempts that ended without a session, since the peer was wanted or last connected.
+    #[cfg(feature = "cli")]
+    pub(crate) fn failures(&self) -> u64 {
+        self.peer.watch().borrow().failures
     }
 
     /// Its name, while a path carries it.
@@ -115,7 +129,7 @@ impl Session {
         loop {
             match self.attached_by(Some(deadline), None, true).await {
                 Ok(_) => return Ok(()),
-                Err(WaitError::Unreached(Unreached::Failed(_))) => {}
+                Err(WaitError::Unreached(Unreached::Failed(_) | Unreached::Asked)) => {}
                 Err(error) => return Err(error),
             }
         }
@@ -160,6 +174,16 @@ impl Session {
         if let Some(attached) = self.peer.attached().filter(|attached| !is(attached, not)) {
             return Ok(attached);
         }
+        // Boxed, so that the state of calls that need not wait has no room for it.
+        Box::pin(self.wait_attached(deadline, not, fail_fast)).await
+    }
+
+    async fn wait_attached(
+        &self,
+        deadline: Option<Instant>,
+        not: Option<&Arc<Attached>>,
+        fail_fast: bool,
+    ) -> Result<Arc<Attached>, WaitError> {
         let mut watch = self.peer.watch();
         let before = watch.borrow().failures;
         let wait = watch.wait_for(|state| {

@@ -73,6 +73,10 @@ impl Held {
     /// This node goes down: asks the peer to call no more.
     pub async fn drain(&mut self) {
         self.core.drain();
+        // It may be here, and not looked at.
+        if self.notices.is_none() {
+            self.notices = self.incoming.try_recv().ok();
+        }
         match &mut self.notices {
             Some(notices) => drop(notices.send(Notice::Draining).await),
             // The peer has not opened stream 0 yet, so it has not begun to call.

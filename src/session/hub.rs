@@ -3,8 +3,9 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
+use std::time::Duration;
 
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
@@ -13,22 +14,31 @@ use tokio::time::timeout;
 use super::accept::Acceptor;
 use super::detached::Detached;
 use super::event::Event;
-use super::greet::{GreetError, Greeted};
+use super::greet::Greeted;
+use super::hearing::{Hearing, Leave};
+use super::ledger::Ledger;
 use super::owner::Owner;
 use super::peer::{Command, Peer};
+use super::porter::Porter;
+use super::room::{Arriving, Place};
 use super::via::Where;
 use crate::id::{NodeId, Relay};
+use crate::journal::{By, Entry, Journal};
 use crate::net::{Endpoint, Link};
-use crate::policy::{Action, PolicyHandle, Subject};
+use crate::policy::{Action, PolicyHandle};
 use crate::proto::close::CloseCode;
 use crate::proto::control::{BootId, Profile, Role};
 use crate::proto::limits::{self, Limits};
-use crate::state::admission::scope;
 use crate::state::budget::Budget;
 use crate::state::roster::{LinkNumber, Parked, Roster};
 
 /// Events kept for a reader that is slow; beyond them it is told how many it missed.
 const EVENTS: usize = 1_024;
+
+/// What was counted is in the journal after so long.
+const WRITE_COUNTS: Duration = Duration::from_secs(60);
+/// When the journal is looked at again that had no room for them.
+const HAS_ROOM: Duration = Duration::from_millis(10);
 
 /// What this node says of itself.
 #[derive(Clone, Debug)]
@@ -64,6 +74,7 @@ struct Inner {
     acceptor: Arc<dyn Acceptor>,
     roster: Mutex<Roster>,
     parked: Mutex<HashMap<LinkNumber, oneshot::Sender<Parked>>>,
+    arriving: Arriving,
     /// In order, so that what is done to all of them is done in the same order in every simulation.
     peers: Mutex<BTreeMap<NodeId, Arc<Peer>>>,
     visitors: Mutex<BTreeMap<(NodeId, BootId), Arc<Peer>>>,
@@ -74,7 +85,9 @@ struct Inner {
     draining: AtomicBool,
     suspended: AtomicBool,
     stop: watch::Sender<bool>,
-    refused: AtomicU64,
+    porter: Arc<dyn Porter>,
+    hearing: Hearing,
+    ledger: Arc<Ledger>,
 }
 
 /// A hub that may be gone.
@@ -96,7 +109,13 @@ pub struct HubTasks {
 
 impl Hub {
     /// Sets up the sessions of a node; nothing happens until the tasks are run.
-    pub fn new(own: Own, endpoint: Endpoint, policy: PolicyHandle, acceptor: Arc<dyn Acceptor>) -> (Self, HubTasks) {
+    pub fn new(
+        own: Own,
+        endpoint: Endpoint,
+        policy: PolicyHandle,
+        acceptor: Arc<dyn Acceptor>,
+        (porter, ledger): (Arc<dyn Porter>, Arc<Ledger>),
+    ) -> (Self, HubTasks) {
         let (owners, new_owners) = mpsc::unbounded_channel();
         let hub = Self(Arc::new(Inner {
             roster: Mutex::new(Roster::new(own.id, own.limits.visitors)),
@@ -108,6 +127,7 @@ impl Hub {
             policy,
             acceptor,
             parked: Mutex::default(),
+            arriving: Arriving::default(),
             peers: Mutex::default(),
             visitors: Mutex::default(),
             events: Mutex::new(Some(broadcast::channel(EVENTS).0)),
@@ -116,7 +136,9 @@ impl Hub {
             draining: AtomicBool::new(false),
             suspended: AtomicBool::new(false),
             stop: watch::Sender::new(false),
-            refused: AtomicU64::new(0),
+            porter,
+            hearing: Hearing::default(),
+            ledger,
         }));
         (hub.clone(), HubTasks { hub, owners: new_owners })
     }
@@ -143,6 +165,15 @@ impl Hub {
     /// The sessions without a path.
     pub(super) fn detached(&self) -> &Arc<Detached> {
         &self.0.detached
+    }
+
+    pub(super) fn porter(&self) -> &Arc<dyn Porter> {
+        &self.0.porter
+    }
+
+    /// Leave to hear a stranger out; `None`: too many are being heard, or too many from there.
+    pub(super) fn hear(&self, link: &Link) -> Option<Leave> {
+        self.0.hearing.enter((link.remote().ip(), link.is_relayed()))
     }
 
     pub(super) fn acceptor(&self) -> &Arc<dyn Acceptor> {
@@ -194,7 +225,7 @@ impl Hub {
         move |event| hub.upgrade().into_iter().for_each(|hub| Hub(hub).emit(event.clone()))
     }
 
-    pub(super) fn emit(&self, event: Event) {
+    pub fn emit(&self, event: Event) {
         tracing::info!(?event);
         if let Some(events) = &*lock(&self.0.events) {
             let _ = events.send(event);
@@ -203,6 +234,10 @@ impl Hub {
 
     pub(super) fn roster(&self) -> MutexGuard<'_, Roster> {
         lock(&self.0.roster)
+    }
+
+    pub(super) fn arriving(&self) -> &Arriving {
+        &self.0.arriving
     }
 
     pub(super) fn parked(&self) -> MutexGuard<'_, HashMap<LinkNumber, oneshot::Sender<Parked>>> {
@@ -241,6 +276,11 @@ impl Hub {
     /// The peer of this id, if it is wanted or here.
     pub fn known_peer(&self, id: NodeId) -> Option<Arc<Peer>> {
         lock(&self.0.peers).get(&id).cloned()
+    }
+
+    /// Whether a path carries the session with this node, and answers as far as is known.
+    pub(super) fn is_answering(&self, id: NodeId) -> bool {
+        self.known_peer(id).is_some_and(|peer| peer.attached().is_some()) && !self.roster().is_suspect(id)
     }
 
     /// The peer of this id in this role: of visitors, the one with this process.
@@ -282,12 +322,12 @@ impl Hub {
         peer
     }
 
-    /// Hands a greeted link to the owner of its peer.
-    pub(super) fn deliver(&self, greeted: Greeted) {
+    /// Hands a greeted link to the owner of its peer, with the place it has until the session is on it.
+    pub(super) fn deliver(&self, greeted: Greeted, place: Place) {
         let id = greeted.agreement.link.peer();
         let (role, boot) = (greeted.agreement.hello.role, greeted.agreement.hello.boot);
         let link = greeted.agreement.link.clone();
-        let attach = Command::Attach(Box::new(greeted));
+        let attach = Command::Attach(Box::new(greeted), place);
         // Looked at under the lock: whoever is listed before the drain begins is drained, and nobody is listed after.
         match role {
             Role::Node => {
@@ -329,42 +369,20 @@ impl Hub {
         if self.is_draining() {
             return link.close(CloseCode::Goodbye);
         }
-        if let Err(error) = self.has_room_for(&link) {
-            tracing::debug!(peer = %link.peer().short(), %error, "refused");
-            self.count_refused();
-            link.close(CloseCode::Refused);
-            return;
-        }
+        let place = match self.has_room_for(&link) {
+            Ok(place) => place,
+            Err(why) => {
+                tracing::debug!(peer = %link.peer().short(), why, "no room for a link");
+                self.refused_here(&link, &why);
+                return link.close(CloseCode::Refused);
+            }
+        };
         if let Some(peer) = self.known_peer(link.peer()) {
             peer.command(Command::PeerDialled);
         }
         if let Ok(greeted) = self.greet_accepted(link).await {
-            self.deliver(greeted);
+            self.deliver(greeted, place);
         }
-    }
-
-    /// The limits on sessions: in all, and from one address for peers that no rule names.
-    pub(super) fn has_room_for(&self, link: &Link) -> Result<(), GreetError> {
-        let peers = self.peers();
-        let attached: Vec<_> = peers.iter().filter_map(|peer| peer.attached()).collect();
-        if attached.len() >= self.own().limits.sessions {
-            return Err(GreetError::RefusedHere("too many sessions".into()));
-        }
-        let from = link.remote().ip();
-        if from.is_loopback() || self.is_named(link.peer()) {
-            return Ok(());
-        }
-        let same = attached.iter().filter(|attached| scope(attached.link().remote().ip()) == scope(from)).count();
-        if same >= self.own().limits.sessions_per_address {
-            return Err(GreetError::RefusedHere("too many sessions from this address".into()));
-        }
-        Ok(())
-    }
-
-    /// Whether this node's owner knows the peer: dials it, or has a rule about it and not about everyone.
-    fn is_named(&self, peer: NodeId) -> bool {
-        let decision = self.policy().decide(&peer, Action::Connect, "");
-        decision.rule.is_some_and(|rule| *rule.subject() != Subject::Anyone)
     }
 
     /// Ends everything in good order: each peer is told, calls in flight are finished within the time the limits grant. Waits for it.
@@ -393,13 +411,53 @@ impl Hub {
         self.peers().iter().for_each(|peer| peer.command(Command::Resume));
     }
 
-    /// Peers turned away by policy or a limit.
-    pub fn refused(&self) -> u64 {
-        self.0.refused.load(Relaxed)
+    /// What was turned away, and the journal.
+    pub fn ledger(&self) -> &Arc<Ledger> {
+        &self.0.ledger
     }
 
-    pub(super) fn count_refused(&self) {
-        self.0.refused.fetch_add(1, Relaxed);
+    /// Where it is written who was let in or refused.
+    pub(super) fn journal(&self) -> &Journal {
+        self.ledger().journal()
+    }
+
+    /// A peer is turned away by policy or a limit: counts it, and writes it down.
+    pub(super) fn refused_here(&self, link: &Link, why: &dyn std::fmt::Display) {
+        self.ledger().count_refused();
+        if !self.journal().is_kept() {
+            return;
+        }
+        let decision = self.policy().decide(&link.peer(), Action::Connect, "");
+        // A rule that denies is the reason, whatever else there was; where no rule is about it, there may have been another one.
+        let by = By::of(&decision).filter(|_| !decision.is_permit());
+        let reason = if by.is_some() { "policy".into() } else { why.to_string().as_str().into() };
+        let from = (!link.is_relayed()).then(|| link.remote());
+        self.journal().note(Entry::Refused { peer: link.peer(), reason, by, from });
+    }
+
+    /// Writes into the journal what sessions have counted: each minute in which they did, until the hub is stopped.
+    pub async fn write_counts(self) {
+        let mut stop = self.0.stop.subscribe();
+        let mut each_minute = std::pin::pin!(async {
+            loop {
+                self.ledger().due().await;
+                tokio::time::sleep(WRITE_COUNTS).await;
+                self.ledger().write_commands();
+                for core in self.peers().iter().filter_map(|peer| peer.core()) {
+                    // Many sessions have many lines: what happens meanwhile must find room, and calls their turn.
+                    while !self.journal().has_room() {
+                        tokio::time::sleep(HAS_ROOM).await;
+                    }
+                    core.write_counts();
+                    tokio::task::yield_now().await;
+                }
+            }
+        });
+        tokio::select! {
+            biased;
+            _ = stop.wait_for(|stop| *stop) => {}
+            () = &mut each_minute => {}
+        }
     }
 
     /// Ends the tasks now, and the events.
@@ -419,6 +477,7 @@ impl HubTasks {
         // Links beyond wait where they are still counted as handshakes under way.
         let greetings_max = self.hub.own().limits.pending_handshakes;
         tasks.spawn(async move { endpoint.accept(to_links).await });
+        tasks.spawn(self.hub.clone().write_counts());
         loop {
             tokio::select! {
                 biased;

@@ -61,6 +61,8 @@ impl Notices {
 
     /// The next notice; `None` when the stream is of no more use. Cancel-safe.
     pub async fn next(&mut self) -> Option<Notice> {
+        // There may be very many of them, and others are to have their turn.
+        tokio::task::coop::consume_budget().await;
         loop {
             if let Some(frame) = self.frames.next_frame().ok()? {
                 return codec::decode(&frame).ok();

@@ -22,6 +22,7 @@ use super::event::{DisconnectReason, Event, PathKind};
 use super::greet::{Agreement, GreetError, Greeted};
 use super::held::Held;
 use super::hub::Hub;
+use super::ledger::Limit;
 use super::notice::Notice;
 use super::path::{self, Path, PathEvent};
 use super::peer::{Command, Peer, State, Unreached};
@@ -31,7 +32,8 @@ use super::slot::Slot;
 use super::upgrade::Upgrade;
 use super::via::Via;
 use crate::id::NodeId;
-use crate::net::{Link, LostReason};
+use crate::journal::{By, Entry};
+use crate::net::{Account, Link, LostReason};
 use crate::policy::Action;
 use crate::proto::close::CloseCode;
 use crate::proto::control::{BootId, Goodbye};
@@ -60,8 +62,12 @@ pub(super) struct Owner {
     hub: Hub,
     peer: Arc<Peer>,
     commands: mpsc::UnboundedReceiver<Command>,
+    /// By which all that is done for the peer has its turns.
+    account: Account,
     session: Option<Held>,
     path: Option<Path>,
+    /// The path, or the last one there was, is a circuit, and nothing has changed since.
+    was_relayed: bool,
     backoff: Backoff,
     random: StdRng,
     /// When the supervisor wants to be asked again.
@@ -82,6 +88,8 @@ pub(super) struct Owner {
     restoring: Option<Restoring>,
     /// `Connected` was told, and `Disconnected` is due.
     told: bool,
+    /// The journal says that the session began, and is to say that it ended.
+    noted: bool,
 }
 
 impl Owner {
@@ -92,11 +100,13 @@ impl Owner {
             random: StdRng::seed_from_u64(hub.own().seed ^ u64::from_le_bytes(first_eight(&id))),
             wake: None,
             running: HashMap::new(),
+            account: hub.endpoint().turns().account(),
             hub,
             peer: peer.clone(),
             commands,
             session: None,
             path: None,
+            was_relayed: false,
             attempts: JoinSet::new(),
             turn: 0,
             upgrade: Upgrade::default(),
@@ -106,12 +116,17 @@ impl Owner {
             moved: false,
             restoring: None,
             told: false,
+            noted: false,
         };
         (peer, owner)
     }
 
     /// Lives as long as the peer is wanted or here.
-    pub(super) async fn run(mut self) {
+    pub(super) fn run(self) -> impl Future<Output = ()> + Send {
+        self.account.clone().in_turn(self.live())
+    }
+
+    async fn live(mut self) {
         let mut policy = self.hub.policy().watch();
         if self.hub.is_suspended() {
             self.supervise(Input::Suspended);
@@ -238,7 +253,9 @@ impl Owner {
             return Some(Input::Failed(dial.attempt));
         }
         self.turn = self.turn.wrapping_add(1);
-        let reach = Reach { hub: self.hub.clone(), to: self.peer.id, addresses: address.into_iter().collect(), via };
+        // Where a circuit was the way, its addresses did not answer a moment ago, and the next circuit is not to wait for them.
+        let via_after = if self.was_relayed { Duration::ZERO } else { limits::RELAY_AFTER };
+        let reach = Reach { hub: self.hub.clone(), to: self.peer.id, addresses: address.into_iter().collect(), via, via_after };
         let running = self.attempts.spawn(attempt(Some(dial.attempt), reach, dial.within));
         self.running.insert(dial.attempt, running);
         None
@@ -256,18 +273,21 @@ impl Owner {
         let addresses = self.usable();
         let via = self.ways().into_iter().next().filter(|_| old);
         if !addresses.is_empty() || via.is_some() {
-            let reach = Reach { hub: self.hub.clone(), to: self.peer.id, addresses, via };
+            let via_after = limits::RELAY_AFTER;
+            let reach = Reach { hub: self.hub.clone(), to: self.peer.id, addresses, via, via_after };
             self.attempts.spawn(attempt(None, reach, limits::HANDSHAKE));
         }
     }
 
-    /// The ways through relays, those first that the session is not on already: that one may be the reason to look for others.
+    /// The ways through relays: first those that begin at one that is here and answers, as far as is known. The one that the session is on
+    /// is the reason to look for others, unless there are none.
     fn ways(&self) -> Vec<Via> {
         let mut ways = self.peer.ways(&self.hub.relays());
         let now = self.path.as_ref().and_then(|path| path.attached.link().via());
         if ways.len() > 1 {
             ways.retain(|way| now.is_none() || way.first() != now);
         }
+        ways.sort_by_key(|way| !way.first().is_some_and(|first| self.hub.is_answering(first)));
         ways
     }
 
@@ -313,6 +333,8 @@ impl Owner {
         let Some(id) = id else { return };
         let unreached = match &error {
             AttemptError::Greet(GreetError::Refused) => Some(Unreached::Refused),
+            AttemptError::Greet(GreetError::Asked) => Some(Unreached::Asked),
+            AttemptError::Greet(GreetError::Replaced) => Some(Unreached::Replaced),
             // Another link goes first, or our next attempt has the right number: nothing went wrong.
             AttemptError::Greet(GreetError::Unneeded | GreetError::Stale) => None,
             _ if !tried.others.is_empty() && self.usable().is_empty() && self.ways().is_empty() => {
@@ -320,10 +342,25 @@ impl Owner {
             }
             _ => Some(Unreached::Failed(error.to_string())),
         };
-        let refused = unreached == Some(Unreached::Refused);
-        self.supervise(if refused { Input::Refused(id) } else { Input::Failed(id) });
+        if unreached == Some(Unreached::Replaced) && self.peer.unreached() != Some(Unreached::Replaced) {
+            self.say_replaced();
+        }
+        self.supervise(match unreached {
+            Some(Unreached::Refused | Unreached::Replaced) => Input::Refused(id),
+            Some(Unreached::Asked) => Input::Asked(id),
+            _ => Input::Failed(id),
+        });
+        let waits = unreached == Some(Unreached::Asked) && self.peer.unreached() != Some(Unreached::Asked);
         unreached.into_iter().for_each(|unreached| self.failed(unreached));
+        if waits && self.peer.unreached() == Some(Unreached::Asked) {
+            tracing::info!(peer = %self.peer.id, "the peer's owner is asked whether to let this node in");
+            self.tell(Event::Waiting { peer: self.peer.id });
+        }
         self.judge();
+    }
+
+    fn say_replaced(&self) {
+        tracing::error!(peer = %self.peer.id, "another process with this node's key took its place: give each node a key of its own");
     }
 
     fn failed(&self, unreached: Unreached) {
@@ -340,12 +377,15 @@ impl Owner {
 
     async fn command(&mut self, command: Command) {
         match command {
-            Command::Want(at) => {
-                self.peer.learn(at.addresses.into_iter().rev());
-                self.turn = 0;
-                self.upgrade.now();
+            Command::Want { news } => {
+                // Who only asks again and again must neither begin with the same way each time nor cut short what is under way.
+                if news {
+                    self.turn = 0;
+                    self.was_relayed = false;
+                    self.upgrade.now();
+                }
                 if self.path.is_none() {
-                    self.supervise(Input::NetworkChanged);
+                    self.supervise(if news { Input::NetworkChanged } else { Input::Wanted });
                 }
             }
             Command::Release => {
@@ -356,7 +396,10 @@ impl Owner {
                 self.backoff = Backoff::with_limits(self.hub.own().profile, &self.hub.own().limits);
             }
             Command::PeerDialled => self.supervise(Input::PeerDialled),
-            Command::Attach(greeted) => self.attach(*greeted).await,
+            Command::Attach(greeted, place) => {
+                self.attach(*greeted).await;
+                drop(place);
+            }
             Command::Ping(answer) => {
                 if let Some(path) = &mut self.path {
                     path.ping(answer);
@@ -379,6 +422,7 @@ impl Owner {
     /// The path we have may lead nowhere any more: it has to prove itself, and another one is tried at once.
     async fn network_changed(&mut self) {
         self.moved = true;
+        self.was_relayed = false;
         self.upgrade.now();
         if let Some(path) = &mut self.path {
             path.probe();
@@ -392,11 +436,17 @@ impl Owner {
         let link = greeted.agreement.link.clone();
         // Between the greeting and now the policy may have changed.
         if !self.is_permitted() {
-            self.hub.count_refused();
+            self.hub.refused_here(&link, &"policy");
             return self.give_up(&link, CloseCode::Refused);
         }
         if self.draining.is_some() {
             return self.give_up(&link, CloseCode::Goodbye);
+        }
+        // And another process with its key may have taken its place.
+        let (boot, there) = (greeted.agreement.hello.boot, self.session.as_ref().map(|session| session.core.boot()));
+        if self.peer.visitor.is_none() && self.hub.is_replaced(self.peer.id, boot, there) {
+            self.hub.replaced_here(&link, boot);
+            return self.give_up(&link, CloseCode::Replaced);
         }
         if let Some(path) = &self.path {
             let old = &path.attached;
@@ -426,11 +476,21 @@ impl Owner {
             Some(core) if core.is_resumable() => core.clone(),
             Some(_) => return Err(ControlError::Order("the session it goes on with has ended")),
             None => {
-                let because = if hello.boot == self.boot() { DisconnectReason::Superseded } else { DisconnectReason::Restarted };
-                self.lost(because, CloseCode::Superseded);
+                // Another process: if the one before lives after all, it has the same key, and is told that it came first.
+                let (because, code) = match hello.boot == self.boot() {
+                    true => (DisconnectReason::Superseded, CloseCode::Superseded),
+                    false => (DisconnectReason::Restarted, CloseCode::Replaced),
+                };
+                self.lost(because, code);
                 self.end(SessionEnd::Replaced);
                 let own = self.hub.own();
-                let of = Surroundings { limits: &own.limits, policy: self.hub.policy(), budget: self.hub.budget() };
+                let of = Surroundings {
+                    limits: &own.limits,
+                    policy: self.hub.policy(),
+                    budget: self.hub.budget(),
+                    ledger: self.hub.ledger(),
+                    account: &self.account,
+                };
                 Core::new(session, link.peer(), &hello, link.dialled(), &of)
             }
         };
@@ -451,9 +511,13 @@ impl Owner {
         let seen = (!link.dialled() && !link.is_relayed()).then(|| link.remote());
         self.peer.announced(hello.addresses.clone(), seen);
         self.peer.announced_relays(hello.relays()?);
-        let attached = Attached::new(core.clone(), link, attach, hello, self.hub.budget().clone());
+        let budget = (self.hub.budget().clone(), self.hub.own().limits.window_max_bytes);
+        let attached = Attached::new(core.clone(), link, attach, hello, budget);
         let held = self.session.get_or_insert_with(|| Held::new(core.clone()));
         (held.until, held.place) = (None, None);
+        if self.peer.visitor.is_none() {
+            self.hub.roster().holds(self.peer.id, core.boot());
+        }
         self.peer.set_core(Some(core));
         // The old one goes before the new one begins.
         self.path = None;
@@ -485,10 +549,12 @@ impl Owner {
     /// The session is up, on this path.
     fn connected(&mut self, attached: Arc<Attached>, resumed: bool, seamless: bool) {
         self.peer.known().seen = Some(SystemTime::now());
+        self.peer.has_let_us_in();
         // Next time the likeliest address goes first again.
         self.turn = 0;
         (self.suspecting, self.moved, self.superseded) = (false, false, None);
         self.upgrade = Upgrade::beside(attached.link());
+        self.was_relayed = attached.link().is_relayed();
         if let Some(path) = self.path.as_mut().filter(|path| path.attached.link().is_relayed()) {
             path.ask();
         }
@@ -508,6 +574,9 @@ impl Owner {
     /// Everybody may use the session, and is told.
     fn announce(&mut self, attached: Arc<Attached>, resumed: bool, seamless: bool) {
         let (peer, session, path) = (self.peer.id, attached.session(), PathKind::of(attached.link()));
+        if !std::mem::replace(&mut self.noted, true) {
+            self.note_admitted(&attached);
+        }
         // First the fact, then the news of it: whoever hears it may use the session at once.
         let attached = (!attached.core().is_closed_to_calls()).then_some(attached);
         self.peer.state.send_replace(State { attached, ..State::default() });
@@ -516,6 +585,18 @@ impl Owner {
             false => Event::Connected { peer, session, resumed, path },
         });
         self.told = true;
+    }
+
+    /// Writes down that the session began, and the rule that permits it.
+    fn note_admitted(&self, attached: &Attached) {
+        if !self.hub.journal().is_kept() {
+            return;
+        }
+        let (peer, link, name) = (self.peer.id, attached.link(), attached.hello().name.as_str());
+        let by = By::of(&self.hub.policy().decide(&peer, Action::Connect, ""));
+        let (from, visitor) = ((!link.is_relayed()).then(|| link.remote()), self.peer.visitor.is_some());
+        let name = (!name.is_empty()).then(|| name.into());
+        self.hub.journal().note(Entry::Admitted { peer, name, by, from, via: link.via(), visitor });
     }
 
     /// What had to be put back is there, or takes too long.
@@ -600,7 +681,11 @@ impl Owner {
             tracing::debug!(peer = %self.peer.id.short(), %end, "a session is over");
             self.peer.set_core(None);
             self.restoring = None;
+            let reason = end.to_string();
             session.core.end(end);
+            if std::mem::take(&mut self.noted) {
+                self.hub.journal().note(Entry::Ended { peer: self.peer.id, reason: reason.into() });
+            }
             if self.peer.visitor.is_none() {
                 self.hub.acceptor().ended(&session.core);
             }
@@ -609,6 +694,9 @@ impl Owner {
 
     fn broken(&mut self, error: &ControlError) {
         tracing::warn!(peer = %self.peer.id.short(), %error, "the path is closed");
+        if let Some(session) = &self.session {
+            session.core.limited(Limit::Protocol);
+        }
         let reason = DisconnectReason::Path(error.to_string());
         self.lost(reason.clone(), CloseCode::Protocol);
         // What it says of the streams is wrong, and would be on another path.
@@ -643,6 +731,11 @@ impl Owner {
             PathEvent::Lost(reason) => match self.path.as_ref().and_then(|path| path.attached.violation()) {
                 Some(violation) => self.broken(&violation.into()),
                 None if reason == LostReason::Closed(CloseCode::Superseded) => self.superseded(),
+                None if reason == LostReason::Closed(CloseCode::Replaced) => {
+                    self.say_replaced();
+                    self.lost(reason.into(), CloseCode::Protocol);
+                    self.failed(Unreached::Replaced);
+                }
                 None => self.lost(reason.into(), CloseCode::Protocol),
             },
             PathEvent::Broken(error) => self.broken(&error),

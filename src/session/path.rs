@@ -108,10 +108,13 @@ impl Path {
         notices: mpsc::Sender<Notices>,
         ours: Vec<u64>,
     ) -> Self {
-        let streams = tokio::spawn(accept::streams(attached.clone(), hub.acceptor().clone(), notices));
+        let core = attached.core();
+        attached.link().paid_by(core.account());
+        let streams = accept::streams(attached.clone(), hub.acceptor().clone(), notices);
+        let streams = tokio::spawn(core.in_turn(streams));
         let mut carrying = JoinSet::new();
         for id in ours {
-            carrying.spawn(attached::carry_on(attached.clone(), id));
+            carrying.spawn(core.in_turn(attached::carry_on(attached.clone(), id)));
         }
         let now = Instant::now();
         Self {

@@ -13,19 +13,20 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use super::attached::Attached;
 use super::core::Core;
 use super::greet::Greeted;
+use super::room::Place;
 use super::via::{Via, Where};
-use crate::id::{NodeId, Relay};
+use crate::id::{InviteSecret, NodeId, Relay, Vouch};
 use crate::proto::control::BootId;
 use crate::proto::limits;
 
 /// What others ask of a peer's owner.
 pub(super) enum Command {
-    /// Keep a session with the peer, dialling if need be.
-    Want(Where),
+    /// Keep a session with the peer, dialling if need be; says whether this is news, of the wish or of where the peer is.
+    Want { news: bool },
     /// Keep it no longer, and close it.
     Release,
-    /// A link was greeted: the session goes on there.
-    Attach(Box<Greeted>),
+    /// A link was greeted: the session goes on there. Until it does it has the place of one that arrives.
+    Attach(Box<Greeted>, Place),
     /// The peer dials us: it can be reached, and wants us.
     PeerDialled,
     /// Measure a round trip.
@@ -50,6 +51,12 @@ pub enum Unreached {
     /// Other nodes answered at its addresses.
     #[error("{0}")]
     WrongKey(String),
+    /// Its owner was asked whether to let us in, and has not decided.
+    #[error("the peer's owner is asked whether to let this node in, and has not decided: it is asked again every few seconds")]
+    Asked,
+    /// Another process with this node's key, that came later, has taken its place there.
+    #[error("another process with this node's key has taken its place at the peer: give each node a key of its own")]
+    Replaced,
     /// This node's own policy keeps it out.
     #[error("this node's own policy denies the peer: remove the rule that says so")]
     Denied,
@@ -88,6 +95,8 @@ pub(super) struct Known {
     announced_relays: Vec<Relay>,
     /// The only way to it that is to be used.
     only: Option<Via>,
+    /// Lets this node in there, once.
+    invitation: Option<InviteSecret>,
     /// Others are reached through it.
     hop: bool,
     pub seen: Option<SystemTime>,
@@ -184,6 +193,16 @@ impl Peer {
         relays.into_iter().filter(|relay| relay.id != self.id).map(|relay| Via::new(vec![relay])).collect()
     }
 
+    /// What proves to it that we were invited, if we were and it has not let us in since.
+    pub(super) fn vouch(&self, own: &NodeId) -> Option<Vouch> {
+        self.known().invitation.as_ref().map(|invitation| invitation.vouch(own, &self.id))
+    }
+
+    /// It has let us in: no invitation is needed any more.
+    pub(super) fn has_let_us_in(&self) {
+        self.known().invitation = None;
+    }
+
     /// Whether it is to be reached in one way only, which is named.
     pub(super) fn is_only_via(&self) -> bool {
         self.known().only.is_some()
@@ -221,18 +240,26 @@ impl Peer {
 
     /// Keeps a session with it from now on. Asked through the hub only, which knows whether the owner still runs.
     pub(super) fn want(&self, at: &Where) {
-        {
+        let news = {
             let mut known = self.known();
-            known.wanted = true;
+            let before = std::mem::replace(&mut known.wanted, true);
             known.hop |= at.hop;
-            if at.only.is_some() {
+            let invited = at.invitation.is_some() && known.invitation != at.invitation;
+            if invited {
+                known.invitation = at.invitation.clone();
+            }
+            let way = at.only.is_some() && known.only != at.only;
+            if way {
                 known.only = at.only.clone();
             }
             // What is named last is the likeliest.
-            let before = std::mem::take(&mut known.relays);
-            known.relays = merged([&at.relays[..], &before]);
-        }
-        self.command(Command::Want(at.clone()));
+            let relays = std::mem::take(&mut known.relays);
+            known.relays = merged([&at.relays[..], &relays]);
+            let address = at.addresses.iter().any(|address| !known.addresses.contains(address));
+            !before || way || invited || address || !known.relays.iter().all(|relay| is_known(relay, &relays))
+        };
+        self.learn(at.addresses.iter().rev().copied());
+        self.command(Command::Want { news });
     }
 
     /// Keeps a session with it no longer.
@@ -278,6 +305,12 @@ impl Peer {
     pub(super) fn known(&self) -> std::sync::MutexGuard<'_, Known> {
         self.known.lock().expect("nothing panics while it is held")
     }
+}
+
+/// Whether one of these is it, and is to be found wherever it is.
+fn is_known(relay: &Relay, among: &[Relay]) -> bool {
+    let known = among.iter().find(|known| known.id == relay.id);
+    known.is_some_and(|known| relay.addresses.iter().all(|address| known.addresses.contains(address)))
 }
 
 /// Each relay once, with all addresses named of it; as many as a ticket names.

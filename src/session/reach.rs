@@ -27,6 +27,8 @@ pub(super) struct Reach {
     /// Dialled one after the other, without waiting for each to fail.
     pub addresses: Vec<SocketAddr>,
     pub via: Option<Via>,
+    /// So much later than the first address, unless that has failed by then.
+    pub via_after: Duration,
 }
 
 /// What came of dialling addresses, whatever came of the attempt.
@@ -48,11 +50,11 @@ pub(super) struct Unreachable {
 impl Reach {
     /// A link to the peer, which is not greeted yet. Dropped, all dials are given up.
     pub async fn link(self, tried: &mut Tried) -> Result<Link, Unreachable> {
-        let Self { hub, to, addresses, via } = self;
+        let Self { hub, to, addresses, via, via_after } = self;
         let direct = Box::pin(dial_all(&hub, to, &addresses, tried));
         let Some(via) = via else { return direct.await.map_err(|dialled| Unreachable { dialled, relayed: None }) };
         // With nothing to dial there is nothing to wait for.
-        let wait = if addresses.is_empty() { Duration::ZERO } else { limits::RELAY_AFTER };
+        let wait = if addresses.is_empty() { Duration::ZERO } else { via_after };
         let (direct, dialled) = match select(direct, Box::pin(sleep(wait))).await {
             Either::Left((Ok(link), _)) => return Ok(link),
             Either::Left((Err(dialled), _)) => (None, dialled),

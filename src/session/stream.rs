@@ -90,16 +90,16 @@ impl StreamSend {
     ///
     /// # Errors
     /// [`StreamError`]. That the path is lost is none: another one carries the bytes on.
-    pub async fn write(&mut self, bytes: Bytes) -> Result<(), StreamError> {
-        self.put(bytes, false).await
+    pub fn write(&mut self, bytes: Bytes) -> impl Future<Output = Result<(), StreamError>> + Send {
+        self.put(bytes, false)
     }
 
     /// The same, and no more bytes follow.
     ///
     /// # Errors
     /// As [`StreamSend::write`].
-    pub async fn write_last(&mut self, bytes: Bytes) -> Result<(), StreamError> {
-        self.put(bytes, true).await
+    pub fn write_last(&mut self, bytes: Bytes) -> impl Future<Output = Result<(), StreamError>> + Send {
+        self.put(bytes, true)
     }
 
     async fn put(&mut self, mut bytes: Bytes, last: bool) -> Result<(), StreamError> {
@@ -110,29 +110,24 @@ impl StreamSend {
             let mut buf = Vec::with_capacity(HEAD_BYTES_MAX);
             self.begin(&mut buf);
             self.uncounted = 0;
-            self.hand(buf.into()).await?;
+            self.hand(&mut buf.into(), false).await?;
         }
         let mut head = std::mem::take(&mut self.uncounted);
         loop {
-            let own = bytes.slice(head..);
-            let (taken, moved) = poll_fn(|cx| self.keep(cx, &own, last)).await?;
-            let whole = taken == own.len();
-            drop(own);
-            let mut piece = bytes.split_to(head + taken);
+            let (taken, moved) = poll_fn(|cx| self.keep(cx, &bytes.slice(head..), last)).await?;
+            let whole = head + taken == bytes.len();
+            let mut piece = if whole { std::mem::take(&mut bytes) } else { bytes.split_to(head + taken) };
             if moved {
                 // Whoever carried the stream on has sent the head that this path wants.
                 piece.advance(head);
             }
-            self.hand(piece).await?;
+            self.hand(&mut piece, last && whole).await?;
             head = 0;
             if whole {
                 break;
             }
         }
-        if last {
-            self.ended = true;
-            self.finish_path();
-        }
+        self.ended |= last;
         Ok(())
     }
 
@@ -173,14 +168,19 @@ impl StreamSend {
         Poll::Ready(Ok((taken, moved)))
     }
 
-    /// Hands bytes to the path, if this half is the one that does.
-    async fn hand(&mut self, bytes: Bytes) -> Result<(), StreamError> {
+    /// Hands bytes to the path, if this half is the one that does. With the last ones the path stream ends, and is needed no more.
+    async fn hand(&mut self, bytes: &mut Bytes, last: bool) -> Result<(), StreamError> {
         let Some(path) = &mut self.path else { return Ok(()) };
         self.attached.sent(bytes.len());
         self.torn = true;
-        let written = path.write(bytes).await;
+        let written = path.write_all(bytes, last).await;
         self.torn = false;
-        let Err(error) = written else { return Ok(()) };
+        let Err(error) = written else {
+            if last {
+                self.path = None;
+            }
+            return Ok(());
+        };
         self.path = None;
         Slot::failed(&self.attached, self.id, &error);
         let table = self.attached.core().table();

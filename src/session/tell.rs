@@ -31,14 +31,17 @@ impl Hub {
         let Ok(Ok(link)) = timeout(WITHIN, dial_all(self, id, addresses, &mut tried)).await else {
             return tracing::debug!(peer = %id.short(), "a peer from before was not there to be told");
         };
-        if let Err(error) = self.has_room_for(&link) {
-            tracing::debug!(peer = %id.short(), %error, "a peer from before is not told");
-            return link.close(CloseCode::Goodbye);
-        }
+        let place = match self.has_room_for(&link) {
+            Ok(place) => place,
+            Err(error) => {
+                tracing::debug!(peer = %id.short(), %error, "a peer from before is not told");
+                return link.close(CloseCode::Goodbye);
+            }
+        };
         let at = link.remote();
         // It lets go of the link by itself when no session comes of it, and says why.
         if let Ok(greeted) = self.greet_dialled(link).await {
-            self.deliver(greeted);
+            self.deliver(greeted, place);
             if let Some(peer) = self.known_peer(id) {
                 peer.learn([at]);
             }

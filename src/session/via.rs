@@ -8,7 +8,7 @@ use std::sync::Arc;
 use tokio::task::JoinHandle;
 
 use super::handle::Session;
-use crate::id::{NodeId, Relay, Ticket};
+use crate::id::{InviteSecret, NodeId, Relay, Ticket};
 use crate::proto::limits::Limits;
 
 /// A way through one relay or several in a row: the first one is our neighbour, the last one the peer's.
@@ -56,11 +56,14 @@ pub struct Where {
     pub only: Option<Via>,
     /// Others are reached through it: it is to be reached by a link, through no relay.
     pub hop: bool,
+    /// Lets this node in there.
+    pub invitation: Option<InviteSecret>,
 }
 
 impl From<&Ticket> for Where {
     fn from(ticket: &Ticket) -> Self {
-        Self { addresses: ticket.addresses.clone(), relays: ticket.relays.clone(), ..Self::default() }
+        let (addresses, relays) = (ticket.addresses.clone(), ticket.relays.clone());
+        Self { addresses, relays, invitation: ticket.secret.clone(), ..Self::default() }
     }
 }
 

@@ -10,6 +10,8 @@
 //!   silence is part of the wait.
 //! - **Refused**: as steady, with a ceiling of 5 min, until an attempt ends otherwise or the timing is reset.
 //!
+//! - **Asked**: the peer's owner decides whether to let this node in. It comes again every 2 to 5 s (15 to 60 s on battery), one attempt at a time.
+//!
 //! - **Beside**, while the session is up but its path is suspect: as quick, on battery too, for as long as the suspicion lasts. So a
 //!   new path may be there before the old one is given up, and if the old one answers the attempts are abandoned.
 //!
@@ -38,6 +40,10 @@ pub const RESET_SPACING: Duration = Duration::from_secs(1);
 pub const STABLE: Duration = limits::ANSWER_BOUND;
 /// On battery: the first ceiling, and the largest once there is no session left to resume.
 pub const BATTERY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(120));
+/// While the peer's owner decides, it is asked again after this time, and on battery after the other.
+pub const ASKED: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(5));
+/// See [`ASKED`].
+pub const ASKED_ON_BATTERY: (Duration, Duration) = (Duration::from_secs(15), Duration::from_secs(60));
 /// Most addresses set aside; one more takes the place of the oldest.
 pub const SET_ASIDE: usize = 2 * limits::ADDRESSES;
 
@@ -54,6 +60,8 @@ pub enum Input {
     Failed(AttemptId),
     /// The peer itself refused an attempt.
     Refused(AttemptId),
+    /// The peer's owner is asked whether to let this node in.
+    Asked(AttemptId),
     /// An address answered with another key. The attempt that found it goes on, or fails by a `Failed` of its own.
     WrongKey(SocketAddr),
     /// The session is up, by an attempt of ours or of the peer's; or it is on a new path, beside which no other is needed.
@@ -68,6 +76,9 @@ pub enum Input {
     /// The peer's link reached us, so it can be reached, and wants us. If its link comes to nothing, ours follows within 1 s,
     /// unless one is running.
     PeerDialled,
+    /// Somebody asks for the peer again, and nothing new is known of it. Dials at once, like a network change, but never in the place of the
+    /// one attempt that may take long: else who asks all the time would never reach a peer that is far away.
+    Wanted,
     /// Addresses or routes of this machine changed. Dials at once, beside a session that is up too; addresses set aside may
     /// lead elsewhere now.
     NetworkChanged,
@@ -116,6 +127,7 @@ pub struct Dial {
 pub struct Backoff {
     profile: Profile,
     resume_window: Duration,
+    ceiling_first: Duration,
     ceiling_max: Duration,
     up_since: Option<Instant>,
     /// The path of the session that is up does not answer.
@@ -136,6 +148,8 @@ pub struct Backoff {
     ceiling: Duration,
     /// When a reset's own attempt is due. It finds room by taking the oldest one's.
     urgent: Option<Instant>,
+    /// It is not to take the place of the one that may take long.
+    gentle: bool,
     last_urgent: Option<Instant>,
     /// The wake-up last asked for.
     planned: Option<Instant>,
@@ -155,6 +169,7 @@ impl Backoff {
         Self {
             profile,
             resume_window: limits::RESUME_WINDOW,
+            ceiling_first: limits::BACKOFF_FIRST,
             ceiling_max: limits::BACKOFF_MAX,
             up_since: None,
             suspect: false,
@@ -168,6 +183,7 @@ impl Backoff {
             next: None,
             ceiling: Duration::ZERO,
             urgent: None,
+            gentle: false,
             last_urgent: None,
             planned: None,
             set_aside: Vec::new(),
@@ -177,7 +193,8 @@ impl Backoff {
     /// The same with what an operator may change: how long a session can be resumed, and the largest ceiling of the wait between
     /// two attempts. The larger ceilings after a refusal, and on battery, stay as they are.
     pub fn with_limits(profile: Profile, limits: &limits::Limits) -> Self {
-        Self { resume_window: limits.resume_window, ceiling_max: limits.backoff_max, ..Self::new(profile) }
+        let limits::Limits { resume_window, backoff_first, backoff_max, .. } = *limits;
+        Self { resume_window, ceiling_first: backoff_first, ceiling_max: backoff_max, ..Self::new(profile) }
     }
 
     /// Takes one event and says what to do. Times must not go back.
@@ -191,6 +208,7 @@ impl Backoff {
             Input::Tick => {}
             Input::Failed(attempt) => self.failed(attempt, now, rng),
             Input::Refused(attempt) => self.refused(attempt, now, rng),
+            Input::Asked(attempt) => self.asked(attempt, now, rng),
             Input::WrongKey(addr) => self.put_aside(addr, now),
             Input::Connected => self.connected(now, &mut todo),
             Input::Lost => self.lost(now, rng),
@@ -201,6 +219,7 @@ impl Backoff {
                 self.set_aside.clear();
                 self.reset(now);
             }
+            Input::Wanted => self.wanted(now),
             Input::Slept => self.reset(now),
             Input::Suspended => self.suspend(&mut todo),
             Input::Resumed => {
@@ -291,6 +310,16 @@ impl Backoff {
         }
     }
 
+    /// Whoever decides is a person: neither the long wait of a refusal nor the short one of a loss.
+    fn asked(&mut self, attempt: AttemptId, now: Instant, rng: &mut impl Rng) {
+        if self.end(attempt, false) {
+            self.resume_until = None;
+            self.start_over();
+            let (shortest, longest) = if self.profile == Profile::Battery { ASKED_ON_BATTERY } else { ASKED };
+            self.plan(now, shortest, longest, rng);
+        }
+    }
+
     /// Ours does not start at once: theirs is on its way, and two would only cross.
     fn peer_dialled(&mut self, now: Instant, rng: &mut impl Rng) {
         if self.up_since.is_some() || self.unstable {
@@ -303,8 +332,16 @@ impl Backoff {
         }
     }
 
+    fn wanted(&mut self, now: Instant) {
+        let gentle = self.urgent.is_none() || self.gentle;
+        self.set_aside.clear();
+        self.reset(now);
+        self.gentle = gentle;
+    }
+
     /// Dials now, or once [`RESET_SPACING`] has passed since the last time.
     fn reset(&mut self, now: Instant) {
+        self.gentle = false;
         if !self.suspended {
             self.urgent = Some(self.last_urgent.map_or(now, |last| now.max(last + RESET_SPACING)));
         }
@@ -342,7 +379,9 @@ impl Backoff {
             self.unstable = false;
             self.start_over();
             if self.alive.len() >= ATTEMPTS {
-                todo.abandon.push(self.alive.remove(0).id);
+                let spared = |attempt: &Attempt| self.gentle && attempt.patient;
+                let oldest = self.alive.iter().position(|attempt| !spared(attempt)).unwrap_or(0);
+                todo.abandon.push(self.alive.remove(oldest).id);
             }
             todo.dial = Some(self.dial(now, rng));
         } else if self.has_room(now) && self.next.is_none_or(|due| due <= now) {
@@ -396,7 +435,7 @@ impl Backoff {
 
     fn steady_ceiling(&self, now: Instant) -> Duration {
         let battery = self.profile == Profile::Battery;
-        let first = if battery { BATTERY.0 } else { limits::BACKOFF_FIRST };
+        let first = if battery { BATTERY.0 } else { self.ceiling_first };
         let max = match self.refused {
             true => limits::REFUSED_BACKOFF_MAX,
             false if battery && !self.is_resumable(now) => BATTERY.1,

@@ -8,6 +8,8 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 #[derive(Debug)]
 pub struct Budget {
     left: AtomicUsize,
+    /// What is not there yet, and can be earned.
+    more: AtomicUsize,
     refused: AtomicUsize,
     /// Where this one's bytes come from in turn.
     of: Option<Arc<Budget>>,
@@ -16,12 +18,27 @@ pub struct Budget {
 impl Budget {
     /// A budget of so many bytes.
     pub fn new(bytes: usize) -> Arc<Self> {
-        Arc::new(Self { left: AtomicUsize::new(bytes), refused: AtomicUsize::new(0), of: None })
+        Arc::new(Self { left: AtomicUsize::new(bytes), more: AtomicUsize::new(0), refused: AtomicUsize::new(0), of: None })
     }
 
     /// At most so many bytes of another budget, which are taken there as they are taken here.
     pub fn part(of: &Arc<Budget>, bytes: usize) -> Arc<Self> {
-        Arc::new(Self { left: AtomicUsize::new(bytes), refused: AtomicUsize::new(0), of: Some(of.clone()) })
+        Self::growing_part(of, bytes, bytes)
+    }
+
+    /// The same, of which only `first` is there before the rest was [earned](Self::earn).
+    pub fn growing_part(of: &Arc<Budget>, first: usize, bytes: usize) -> Arc<Self> {
+        let (left, more) = (AtomicUsize::new(first.min(bytes)), AtomicUsize::new(bytes.saturating_sub(first)));
+        Arc::new(Self { left, more, refused: AtomicUsize::new(0), of: Some(of.clone()) })
+    }
+
+    /// Adds so many bytes, as long as there are some to be earned.
+    pub fn earn(&self, bytes: usize) {
+        if self.more.load(Relaxed) == 0 {
+            return;
+        }
+        let before = self.more.fetch_update(Relaxed, Relaxed, |more| Some(more.saturating_sub(bytes)));
+        self.left.fetch_add(before.map_or(0, |more| more.min(bytes)), Relaxed);
     }
 
     /// Takes so many, or none and false.
@@ -70,6 +87,20 @@ mod tests {
         one.give_back(8);
         other.give_back(2);
         assert_eq!((whole.left(), one.left(), other.left()), (10, 8, 8));
+    }
+
+    #[test]
+    fn what_is_earned_is_added_up_to_the_whole() {
+        let whole = Budget::new(100);
+        let part = Budget::growing_part(&whole, 4, 10);
+        assert!(part.take(4) && !part.take(1));
+        part.earn(3);
+        assert!(part.take(3) && !part.take(1));
+        part.earn(100);
+        assert!(part.take(3) && !part.take(1));
+        part.give_back(10);
+        part.earn(100);
+        assert_eq!((part.left(), whole.left()), (10, 100));
     }
 
     #[test]

@@ -148,8 +148,8 @@ pub struct Liveness {
     ticked: Instant,
     /// The last answer came then or later.
     last_answer: Instant,
-    /// Something is outstanding, and nothing answered since then.
-    waiting_since: Option<Instant>,
+    /// Something is outstanding, and nothing answered since.
+    waiting: Option<Waiting>,
     /// The newest ping, until its pong.
     ping: Option<Ping>,
     /// The path is dead then, unless something answers.
@@ -168,6 +168,13 @@ pub struct Liveness {
     rtt: Option<Duration>,
     planned: Option<Instant>,
     dead: Option<Dead>,
+}
+
+/// Since when nothing answered. Exactly that is known of a pong only, not of what the counters say.
+#[derive(Clone, Copy, Debug)]
+struct Waiting {
+    earliest: Instant,
+    latest: Instant,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -194,7 +201,7 @@ impl Liveness {
             proven: 0,
             ticked: now,
             last_answer: now,
-            waiting_since: None,
+            waiting: None,
             ping: None,
             ping_deadline: None,
             asked_since: None,
@@ -274,7 +281,8 @@ impl Liveness {
         }
         self.doubted.take_if(|from| seq >= *from);
         self.last_answer = now;
-        self.answered(now);
+        self.answered();
+        self.waiting = self.waiting.map(|_| Waiting { earliest: now, latest: now });
     }
 
     /// Have the path prove itself: the next tick, which should be now, sends a ping that must be answered within 3 s, on battery
@@ -320,17 +328,17 @@ impl Liveness {
         if answered {
             // When it came is not known. For the next ping the earliest time counts, for a verdict the latest.
             self.last_answer = self.last_answer.max(before);
-            self.answered(now);
+            self.answered();
+            self.waiting = Some(Waiting { earliest: self.last_answer, latest: now });
         } else if self.planned.is_some_and(|planned| now > planned + SLEPT) {
             // Answers may lie unread in the socket.
             self.ask_again();
         }
-        self.waiting_since = if outstanding { self.waiting_since.or(Some(now)) } else { None };
+        self.waiting = outstanding.then(|| self.waiting.unwrap_or(Waiting { earliest: now, latest: now }));
         answered || outstanding
     }
 
-    fn answered(&mut self, now: Instant) {
-        self.waiting_since = self.waiting_since.map(|_| now);
+    fn answered(&mut self) {
         self.ping_deadline = None;
         self.asked_since = None;
     }
@@ -339,7 +347,7 @@ impl Liveness {
     fn ask_again(&mut self) {
         // A pong for it may still come, but it would not say how far the peer is.
         self.ping = None;
-        self.waiting_since = None;
+        self.waiting = None;
         self.ping_deadline = None;
         self.asked_since = None;
         self.probe();
@@ -352,7 +360,7 @@ impl Liveness {
     }
 
     fn verdict(&self, now: Instant) -> Option<Dead> {
-        if self.waiting_since.is_some_and(|since| since + limits::ANSWER_BOUND <= now) {
+        if self.waiting.is_some_and(|since| since.latest + limits::ANSWER_BOUND <= now) {
             return Some(Dead::Unacknowledged);
         }
         self.ping_deadline.is_some_and(|deadline| deadline <= now).then_some(Dead::Unanswered)
@@ -364,7 +372,7 @@ impl Liveness {
 
     fn next_ping(&self) -> Instant {
         let idle = self.last_answer + self.idle + self.follows;
-        self.waiting_since.map_or(idle, |since| idle.min(since + ASK_AFTER))
+        self.waiting.map_or(idle, |since| idle.min(since.earliest + ASK_AFTER))
     }
 
     fn send_ping(&mut self, now: Instant) -> u64 {
@@ -380,7 +388,7 @@ impl Liveness {
     fn next_wake(&self, now: Instant) -> Instant {
         let ping = self.ping_deadline.unwrap_or_else(|| self.next_ping());
         let suspect = self.suspect_at().filter(|at| now < *at);
-        let dead = self.waiting_since.map(|since| since + limits::ANSWER_BOUND);
+        let dead = self.waiting.map(|since| since.latest + limits::ANSWER_BOUND);
         [suspect, dead].into_iter().flatten().fold(ping, Instant::min)
     }
 

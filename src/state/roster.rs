@@ -11,6 +11,9 @@ use std::collections::HashMap;
 use crate::id::NodeId;
 use crate::proto::control::{BootId, Role};
 
+/// Processes of one node that are remembered besides the last one.
+const PROCESSES: usize = 4;
+
 /// A link, as far as the roster knows it.
 pub type LinkNumber = usize;
 
@@ -48,10 +51,22 @@ struct Dial {
     attach: u64,
 }
 
+/// A process that another one took the session from.
+#[derive(Clone, Copy, Debug)]
+struct Former {
+    boot: BootId,
+    /// The owner has heard that it is still there.
+    said: bool,
+}
+
 #[derive(Debug, Default)]
 struct Entry {
     /// The peer's process we last spoke with.
     boot: Option<BootId>,
+    /// Its process that has the session, or had the last one.
+    holder: Option<BootId>,
+    /// Processes of it before that one, the last few.
+    replaced: Vec<Former>,
     /// The highest number agreed with that process.
     attach: u64,
     /// The highest number we proposed to it.
@@ -100,6 +115,36 @@ impl Roster {
         if let Some(entry) = self.nodes.get_mut(&peer) {
             entry.suspect = suspect && entry.link.is_some();
         }
+    }
+
+    /// This process of a node has the session from now on: who had it before has been replaced. A hello alone replaces nobody: the
+    /// sessions of two processes that greet at once begin in an order of their own.
+    pub fn holds(&mut self, peer: NodeId, boot: BootId) {
+        let entry = self.nodes.entry(peer).or_default();
+        if entry.holder == Some(boot) {
+            return;
+        }
+        entry.replaced.retain(|former| former.boot != boot);
+        if let Some(before) = entry.holder.replace(boot) {
+            entry.replaced.truncate(PROCESSES - 1);
+            entry.replaced.insert(0, Former { boot: before, said: false });
+        }
+    }
+
+    /// Whether another process of this node took the session from that one.
+    pub fn has_been_replaced(&self, peer: NodeId, boot: BootId) -> bool {
+        self.nodes.get(&peer).is_some_and(|entry| entry.replaced.iter().any(|former| former.boot == boot))
+    }
+
+    /// That process is still there. Says whether this is the first that is heard of it.
+    pub fn is_news(&mut self, peer: NodeId, boot: BootId) -> bool {
+        let former = self.nodes.get_mut(&peer).and_then(|entry| entry.replaced.iter_mut().find(|former| former.boot == boot));
+        former.is_some_and(|former| !std::mem::replace(&mut former.said, true))
+    }
+
+    /// Whether the link of this node's session was said not to answer.
+    pub fn is_suspect(&self, peer: NodeId) -> bool {
+        self.nodes.get(&peer).is_some_and(|entry| entry.suspect)
     }
 
     /// Whether a hello of ours waits for this peer's answer. The peer may have left the older link for it already: to give it up

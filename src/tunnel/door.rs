@@ -16,7 +16,7 @@ use crate::proto::close::StreamCode;
 use crate::proto::frame::put_message;
 use crate::proto::status::{Code, Status};
 use crate::proto::tunnel::{Answer, Ask};
-use crate::session::{Core, Serving, StreamError, StreamRecv, StreamSend};
+use crate::session::{Core, Limit, Serving, StreamError, StreamRecv, StreamSend};
 
 impl Targets {
     /// Serves a stream of a peer's. The purpose byte has been read. Dropping the future ends the tunnel.
@@ -52,13 +52,14 @@ async fn serve(targets: &Targets, mut send: StreamSend, mut recv: StreamRecv) {
 
 /// Whether the peer may, and only then whether there is such a target, and room.
 fn admit(targets: &Targets, core: &Core, name: &str) -> Result<(Arc<Target>, OwnedSemaphorePermit), Status> {
-    if !core.may(Action::Forward, name) {
+    if !core.uses(Action::Forward, name) {
         return Err(denied());
     }
     let target = targets.find(name).ok_or_else(|| Status::new(Code::NotFound, "nothing is exposed here under that name"))?;
     let full = || Status::new(Code::ResourceExhausted, "the node carries as many tunnels as it may");
     let permit = targets.try_permit().ok_or_else(|| {
         failed(&target, core, &full(), None);
+        core.limited(Limit::NodeTunnels);
         full()
     })?;
     Ok((target, permit))

@@ -28,9 +28,9 @@ struct Inner {
 }
 
 impl Targets {
-    /// Nothing yet.
-    pub fn new(network: Network) -> Self {
-        let room = Arc::new(Semaphore::new(limits::NODE_TUNNELS));
+    /// Nothing yet; at most so many tunnels.
+    pub fn new(network: Network, tunnels: usize) -> Self {
+        let room = Arc::new(Semaphore::new(tunnels));
         Self(Arc::new(Inner { targets: Mutex::default(), room, numbers: AtomicU64::new(1), network }))
     }
 

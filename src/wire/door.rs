@@ -9,7 +9,7 @@ use crate::proto::close::StreamCode;
 use crate::proto::frame::put_message;
 use crate::proto::status::{Code, Status};
 use crate::proto::wire::{Answer, Ask, Options};
-use crate::session::{Core, Serving, StreamError, StreamRecv, StreamSend};
+use crate::session::{Core, Limit, Serving, StreamError, StreamRecv, StreamSend};
 
 impl Wires {
     /// Serves a stream of a peer's. The purpose byte has been read. Dropping the future ends what was asked for.
@@ -51,10 +51,10 @@ async fn serve(wires: &Wires, mut send: StreamSend, mut recv: StreamRecv) {
 }
 
 async fn create(wires: &Wires, core: &Core, name: &str, options: Options) -> Result<Answer, Status> {
-    if !core.may(Action::Create, name) {
+    if !core.uses(Action::Create, name) {
         return Err(denied(Action::Create));
     }
-    let (log, existed) = wires.create(name, options).await?;
+    let (log, existed) = wires.create(name, options).await.inspect_err(|refused| full(core, refused))?;
     Ok(Answer::Created { epoch: log.epoch(), existed })
 }
 
@@ -67,10 +67,17 @@ async fn list(wires: &Wires, core: &Core, pattern: &Pattern, send: &mut StreamSe
 }
 
 fn may_use(wires: &Wires, core: &Core, action: Action, name: &str) -> Result<std::sync::Arc<super::log::Log>, Status> {
-    if !core.may(action, name) {
+    if !core.uses(action, name) {
         return Err(denied(action));
     }
-    wires.find_or_make(name, || core.may(Action::Create, name))
+    wires.find_or_make(name, || core.uses(Action::Create, name)).inspect_err(|refused| full(core, refused))
+}
+
+/// Counts that there is no room for a wire, if that is why.
+fn full(core: &Core, refused: &Status) {
+    if refused.code == Code::ResourceExhausted {
+        core.limited(Limit::Wires);
+    }
 }
 
 /// What a peer is told that policy does not let: nothing of what there is.

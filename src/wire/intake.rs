@@ -12,12 +12,17 @@ use crate::proto::frame::Frames;
 use crate::proto::status::{Code, Status};
 use crate::proto::varint;
 use crate::proto::wire::{Answer, CHUNK_FRAME_BYTES, PublisherId, check_chunk};
-use crate::session::{SMALL_BODY_BYTES, Share, StreamRecv, StreamSend};
+use crate::session::{Limit, SMALL_BODY_BYTES, Share, StreamRecv, StreamSend};
 
 /// About how much is stored at a time.
 const BATCH_BYTES: usize = 1024 * 1024;
 /// The same, where no room is set aside for more.
 const SMALL_BATCH_BYTES: usize = 32 * 1024;
+
+/// Most chunks that are stored at a time; then others have their turn. There may be very many of a few bytes.
+const BATCH_CHUNKS: usize = 1024;
+/// After so much has been read others have their turn.
+const TURN_BYTES: usize = 64 * 1024;
 
 /// Stores until the publisher has ended its side, or something is wrong; the policy of that generation lets it.
 pub(super) async fn serve(
@@ -64,7 +69,12 @@ pub(super) async fn serve(
         match ended {
             Ok(()) if told.is_ok() => {}
             Ok(()) => return,
-            Err(Fault::Refused(_)) => {
+            Err(Fault::Refused(status)) => {
+                match status.code {
+                    Code::ResourceExhausted => send.core().limited(Limit::Disk),
+                    Code::InvalidArgument => send.core().limited(Limit::Messages),
+                    _ => {}
+                }
                 let _ = send.finish();
                 return intake.recv.stop(StreamCode::Closed);
             }
@@ -99,9 +109,14 @@ impl Intake {
     /// Everything that is here, as whole frames; waits while there is nothing. With it, the room that was set aside for it. `None`: the
     /// publisher has ended.
     async fn next(&mut self, publishing: &Publishing) -> Result<Option<(Vec<u8>, Option<OwnedSemaphorePermit>)>, Status> {
-        let (mut batch, mut room) = (Vec::new(), None);
+        let (mut batch, mut chunks, mut room, mut since_others) = (Vec::new(), 0, None, 0);
         while !self.ended {
-            self.take(&mut batch, if room.is_some() { BATCH_BYTES } else { SMALL_BATCH_BYTES })?;
+            chunks +=
+                self.take(&mut batch, if room.is_some() { BATCH_BYTES } else { SMALL_BATCH_BYTES }, BATCH_CHUNKS - chunks)?;
+            if chunks == BATCH_CHUNKS {
+                tokio::task::yield_now().await;
+                break;
+            }
             if room.is_none() && (batch.len() >= SMALL_BATCH_BYTES || self.frames.announced() > Some(SMALL_BODY_BYTES)) {
                 // What is here does not wait for room for more.
                 let reserve = self.recv.core().reserve(Share::Requests, BATCH_BYTES);
@@ -120,7 +135,14 @@ impl Intake {
                 None => self.recv.read().await,
             };
             match read {
-                Ok(Some(bytes)) => self.frames.push(bytes),
+                Ok(Some(bytes)) => {
+                    since_others += bytes.len();
+                    self.frames.push(bytes);
+                    if since_others >= TURN_BYTES {
+                        since_others = 0;
+                        tokio::task::yield_now().await;
+                    }
+                }
                 Ok(None) => {
                     self.frames.end().map_err(|error| Status::new(Code::InvalidArgument, error.to_string()))?;
                     self.ended = true;
@@ -137,17 +159,20 @@ impl Intake {
         Ok((!batch.is_empty()).then_some((batch, room)))
     }
 
-    /// Copies whole frames: what came in packets is not held by what is kept of it.
-    fn take(&mut self, batch: &mut Vec<u8>, most: usize) -> Result<(), Status> {
+    /// Copies whole frames, at most so many: what came in packets is not held by what is kept of it. How many it were.
+    fn take(&mut self, batch: &mut Vec<u8>, most_bytes: usize, most: usize) -> Result<usize, Status> {
         let invalid = |error: &dyn std::fmt::Display| Status::new(Code::InvalidArgument, error.to_string());
-        while batch.len() < most
+        let mut taken = 0;
+        while batch.len() < most_bytes
+            && taken < most
             && let Some(frame) = self.frames.next_frame().map_err(|error| invalid(&error))?
         {
             check_chunk(&frame).map_err(|error| invalid(&error))?;
             batch.reserve(varint::MAX_LEN + frame.len());
             varint::put(batch, frame.len() as u64);
             batch.extend_from_slice(&frame);
+            taken += 1;
         }
-        Ok(())
+        Ok(taken)
     }
 }

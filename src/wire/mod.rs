@@ -23,6 +23,6 @@ pub use handle::{Created, Wire};
 pub use publisher::{Pending, Publisher, Receipt};
 pub use store::StoreError as WireFileError;
 pub use subscription::{Delivery, Subscription};
-pub(crate) use wires::Wires;
+pub(crate) use wires::{Bounds as WireBounds, Wires};
 
 pub use crate::proto::wire::{Chunk, Cursor, CursorError, From, Options, PublisherId, Slow, WireInfo};

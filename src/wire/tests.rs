@@ -30,7 +30,8 @@ fn in_memory(options: Options) -> Arc<Log> {
 }
 
 fn hosted(directory: Option<&std::path::Path>) -> Wires {
-    Wires::open(directory.map(Into::into), Network::choose().unwrap()).unwrap()
+    let bounds = super::WireBounds { wires: limits::WIRES, disk_free_bytes: 0 };
+    Wires::open(directory.map(Into::into), Network::choose().unwrap(), bounds).unwrap()
 }
 
 fn persistent() -> Options {

@@ -12,6 +12,15 @@ use crate::proto::limits;
 use crate::proto::status::{Code, Status};
 use crate::proto::wire::{Options, WireInfo, check_name};
 
+/// What an operator may bound.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Bounds {
+    /// Wires of the node.
+    pub wires: usize,
+    /// Free space on disk, in bytes, below which persistent wires take nothing.
+    pub disk_free_bytes: u64,
+}
+
 /// The wires of a node. Clones share them.
 #[derive(Clone, Debug)]
 pub(crate) struct Wires(Arc<Inner>);
@@ -21,6 +30,7 @@ struct Inner {
     network: Network,
     /// Where persistent ones are kept, if anywhere.
     directory: Option<PathBuf>,
+    bounds: Bounds,
     memory: Arc<Memory>,
     wires: Mutex<BTreeMap<String, Hosted>>,
     /// Held while a wire's file is made or removed: one at a time.
@@ -41,7 +51,7 @@ impl Wires {
     ///
     /// # Errors
     /// The directory cannot be used. A file that cannot is no error: its wire is listed as broken.
-    pub fn open(directory: Option<PathBuf>, network: Network) -> Result<Self, StoreError> {
+    pub fn open(directory: Option<PathBuf>, network: Network, bounds: Bounds) -> Result<Self, StoreError> {
         let memory = Arc::<Memory>::default();
         let (mut wires, mut broken) = (BTreeMap::new(), Vec::new());
         for (path, opened) in
@@ -49,7 +59,7 @@ impl Wires {
         {
             match opened {
                 Ok(store) => {
-                    let log = on_disk(store, &network, &memory);
+                    let log = on_disk(store.leaving(bounds.disk_free_bytes), &network, &memory);
                     wires.insert(log.name().to_owned(), Hosted { log, by_use: false });
                 }
                 Err(error) => {
@@ -58,7 +68,15 @@ impl Wires {
                 }
             }
         }
-        Ok(Self(Arc::new(Inner { network, directory, memory, wires: Mutex::new(wires), files: Default::default(), broken })))
+        Ok(Self(Arc::new(Inner {
+            network,
+            directory,
+            bounds,
+            memory,
+            wires: Mutex::new(wires),
+            files: Default::default(),
+            broken,
+        })))
     }
 
     /// Where the node's tasks run.
@@ -104,6 +122,7 @@ impl Wires {
             tracing::error!(%error, "a persistent wire cannot be made");
             Status::new(Code::Unavailable, "the host could not make the wire's file: it knows more")
         })?;
+        let store = store.leaving(self.0.bounds.disk_free_bytes);
         let (path, network) = (store.path().to_owned(), self.0.network.clone());
         let made = self.insert(name, options, false, |memory| on_disk(store, &network, memory));
         // There are too many, or one in memory came in between.
@@ -188,8 +207,9 @@ impl Wires {
         if let Some(hosted) = wires.get_mut(name) {
             return hosted.made_again(options, by_use).map(|log| (log, true));
         }
-        if wires.len() >= limits::WIRES {
-            return Err(Status::new(Code::ResourceExhausted, format!("this node has {} wires already", limits::WIRES)));
+        if wires.len() >= self.0.bounds.wires {
+            let text = format!("this node has {} wires, and that is the most", wires.len());
+            return Err(Status::new(Code::ResourceExhausted, text));
         }
         let log = make(&self.0.memory);
         wires.insert(name.to_owned(), Hosted { log: log.clone(), by_use });

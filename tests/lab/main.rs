@@ -25,6 +25,9 @@ mod sites;
 #[cfg(target_os = "linux")]
 mod stage;
 #[cfg(target_os = "linux")]
+#[path = "../support/mod.rs"]
+mod support;
+#[cfg(target_os = "linux")]
 mod tunnels;
 
 use std::sync::RwLock;

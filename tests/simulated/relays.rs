@@ -121,6 +121,49 @@ fn no_call_fails_when_a_relay_dies_and_another_is_known() {
     assert!(slowest <= Duration::from_secs(8), "suspicion, two attempts and the last way's turn: {slowest:?}");
 }
 
+/// As one who calls it by its name does, each time, whether it is connected or not.
+async fn asked_for_all_the_time<T>(a: &Node, b: &Node, until: impl Future<Output = T>) -> T {
+    let asking = async {
+        loop {
+            a.hold(b.id(), &[(ip(2), PORT).into()]);
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::select! {
+        () = asking => unreachable!("it never ends"),
+        done = until => done,
+    }
+}
+
+#[test]
+fn regression_a_peer_that_is_asked_for_all_the_time_is_reached_through_another_relay() {
+    rounds(8, |seed| async move {
+        let (network, mut random) = network(seed);
+        network.default_link(LinkProfile::perfect(ms(&mut random, 1, 40)));
+        let apart = Apart::new(&network, seed, 2).await;
+        // Mostly so early that the session counts as one that did not last.
+        sleep(ms(&mut random, 0, 4_000)).await;
+        let carrier = apart.carrier().expect("it is relayed");
+        network.host(ip(carrier)).crash();
+        asked_for_all_the_time(&apart.a, &apart.b, until(LONG, || apart.carrier().is_some_and(|now| now != carrier))).await;
+        apart.told.assert_one_session();
+    });
+}
+
+#[test]
+fn regression_a_peer_that_is_asked_for_all_the_time_is_reached_though_the_first_relay_knows_no_way_there() {
+    rounds(2, |seed| async move {
+        let (network, _) = network(seed);
+        network.default_link(LinkProfile::perfect(Duration::from_millis(10)));
+        network.partition(ip(1), ip(2));
+        let relays = [relay(&network, 3, &key(seed)).await, relay(&network, 4, &key(seed + 1)).await];
+        let tickets = [relays[0].ticket(), relays[1].ticket()];
+        let (a, _) = behind(&network, 1, &key(seed + 100), &tickets).await;
+        let (b, _) = behind(&network, 2, &key(seed + 101), &tickets[1..]).await;
+        asked_for_all_the_time(&a, &b, until(LONG, || joined(&a, &b))).await;
+    });
+}
+
 #[test]
 fn regression_a_relay_is_asked_again_while_an_address_is_silent() {
     rounds(2, |seed| async move {

@@ -54,6 +54,10 @@ impl Duo {
         let to_b = a.hold(b.id(), &[(ip(2), PORT).into()]);
         until(Duration::from_secs(60), || joined(&a, &b)).await;
         let to_a = b.session(a.id()).expect("it is connected");
+        let session = to_a.id().expect("it is connected");
+        for told in &told {
+            told.begin(session).await;
+        }
         Self { nodes: [a, b], books: [book_b, book_a], to: [to_b, to_a], told, keys }
     }
 

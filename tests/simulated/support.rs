@@ -172,6 +172,16 @@ impl Told {
         told
     }
 
+    /// Forgets what was told before this session: on a bad link the first one may be agreed on by one end and never be heard of at the
+    /// other.
+    pub async fn begin(&self, session: SessionId) {
+        let begins = |(_, event): &(Instant, Event)| matches!(event, Event::Connected { session: id, .. } if *id == session);
+        until(Duration::from_secs(10), || self.all().iter().any(begins)).await;
+        let mut told = self.0.lock().unwrap();
+        let at = told.iter().position(begins).unwrap();
+        told.drain(..at);
+    }
+
     /// Everything told.
     pub fn all(&self) -> Vec<(Instant, Event)> {
         self.0.lock().unwrap().clone()

@@ -2,6 +2,7 @@
 //! Nothing here sleeps: every wait is for a thing, and has a generous bound so that a hang fails instead of hanging.
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
+pub mod mutations;
 #[cfg(feature = "cli")]
 pub mod process;
 pub mod raw;

@@ -76,6 +76,11 @@ impl Home {
         serde_json::from_str(&self.ok(&[arguments, &["--json"]].concat())).unwrap()
     }
 
+    /// What `volt.toml` says from the next start on.
+    pub fn configure(&self, toml: &str) {
+        std::fs::write(self.path("home").join("volt.toml"), toml).unwrap();
+    }
+
     pub fn start(&self, arguments: &[&str]) -> Running {
         Running::new(self.volt(arguments))
     }
@@ -166,6 +171,15 @@ impl Drop for Running {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// B lets A call everything, and A is connected with it under the name `bob`.
+pub fn connected() -> (Home, Running, Home, Running) {
+    let (a, b) = (Home::new(), Home::new());
+    let (up_a, up_b) = (a.up_here(), b.up_here());
+    b.ok(&["policy", "allow", &a.id(), "call", "*"]);
+    a.ok(&["connect", &b.ticket(), "--as", "bob"]);
+    (a, up_a, b, up_b)
 }
 
 pub fn text(bytes: &[u8]) -> String {

@@ -1,5 +1,6 @@
 //! A peer with a valid key on raw quinn: it can say anything. It verifies nobody.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -34,8 +35,22 @@ pub struct RawPeer {
 impl RawPeer {
     /// A fresh one. `tune` sets what quinn's side of it allows.
     pub fn new(tune: impl Fn(&mut TransportConfig)) -> Self {
-        let key = KeyPair::generate_for(&PKCS_ED25519).unwrap();
-        let certificate = CertificateParams::new(Vec::new()).unwrap().self_signed(&key).unwrap();
+        Self::at(loopback(), tune)
+    }
+
+    /// The same, at this address.
+    pub fn at(address: SocketAddr, tune: impl Fn(&mut TransportConfig)) -> Self {
+        Self::with(&Self::key(), address, tune)
+    }
+
+    /// A fresh key.
+    pub fn key() -> KeyPair {
+        KeyPair::generate_for(&PKCS_ED25519).unwrap()
+    }
+
+    /// One with this key.
+    pub fn with(key: &KeyPair, address: SocketAddr, tune: impl Fn(&mut TransportConfig)) -> Self {
+        let certificate = CertificateParams::new(Vec::new()).unwrap().self_signed(key).unwrap();
         let id = NodeId::from_bytes(key.public_key_raw().try_into().unwrap());
         let secret = || PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
         let chain = vec![CertificateDer::from(certificate.der().to_vec())];
@@ -65,7 +80,7 @@ impl RawPeer {
         let mut server = quinn::ServerConfig::with_crypto(Arc::new(QuicServerConfig::try_from(tls).unwrap()));
         server.transport_config(transport);
 
-        let mut endpoint = Endpoint::server(server, loopback()).unwrap();
+        let mut endpoint = Endpoint::server(server, address).unwrap();
         endpoint.set_default_client_config(client);
         Self { id, endpoint }
     }
@@ -77,7 +92,12 @@ impl RawPeer {
 
     /// A QUIC connection to the node; nothing of ours is said.
     pub async fn connect(&self, node: &Node) -> Connection {
-        soon(self.endpoint.connect(node.listening()[0], "volt").unwrap()).await.unwrap()
+        soon(self.dial(node.listening()[0])).await.unwrap()
+    }
+
+    /// The same with whoever is at this address.
+    pub async fn dial(&self, address: SocketAddr) -> Result<Connection, ConnectionError> {
+        self.endpoint.connect(address, "volt").unwrap().await
     }
 
     /// A session with the node, as an honest peer would make it.
@@ -100,7 +120,16 @@ impl RawPeer {
 
     /// A session for this hello, if the node takes it up, attached with this list.
     pub async fn attach_as(&self, node: &Node, hello: Hello, next_id: u64, live: Vec<LiveStream>) -> (RawSession, Vec<Attach>) {
-        let (connection, mut control, theirs) = self.hello_as(node, &hello).await;
+        let agreed = self.hello_as(node, &hello).await;
+        Self::attach(agreed, hello, next_id, live).await
+    }
+
+    async fn attach(
+        (connection, mut control, theirs): (Connection, RawControl, Hello),
+        hello: Hello,
+        next_id: u64,
+        live: Vec<LiveStream>,
+    ) -> (RawSession, Vec<Attach>) {
         let session = theirs.session.expect("it accepts");
         control.send_list(&Attach { next_id, ..attach(session, theirs.attach) }, live).await;
         let mut list = Vec::new();
@@ -114,11 +143,18 @@ impl RawPeer {
     /// Says this hello to the node, and gives its answer.
     pub async fn hello_as(&self, node: &Node, hello: &Hello) -> (Connection, RawControl, Hello) {
         let connection = self.connect(node).await;
-        let (mut send, recv) = connection.open_bi().await.unwrap();
-        send.write_all(&hello_bytes(hello)).await.unwrap();
-        let mut control = RawControl { send, recv, frames: Frames::new(limits::CONTROL_MESSAGE_BYTES) };
+        let mut control = say_hello(&connection, hello).await.unwrap();
         let Control::Hello(theirs) = control.next().await else { panic!("no hello") };
         (connection, control, theirs)
+    }
+
+    /// A session with whoever is at this address, or how the link was closed instead.
+    pub async fn try_to_greet(&self, address: SocketAddr) -> Result<RawSession, ConnectionError> {
+        let (connection, hello) = (self.dial(address).await?, hello());
+        let mut control = say_hello(&connection, &hello).await?;
+        let Some(Control::Hello(theirs)) = control.try_next().await else { return Err(connection.closed().await) };
+        let (session, _) = Self::attach((connection, control, theirs), hello, 0, Vec::new()).await;
+        Ok(session)
     }
 
     /// Answers the next node that dials with these messages instead of the right ones, except for a hello's attach number of 1,
@@ -259,16 +295,17 @@ impl RawControl {
     }
 
     pub async fn next(&mut self) -> Control {
-        soon(async {
-            loop {
-                if let Some(frame) = self.frames.next_frame().unwrap() {
-                    return codec::decode(&frame).unwrap();
-                }
-                let chunk = self.recv.read_chunk(usize::MAX, true).await.unwrap().expect("the control stream goes on");
-                self.frames.push(chunk.bytes);
+        soon(self.try_next()).await.expect("the control stream goes on")
+    }
+
+    /// The next message, if one comes before the end.
+    pub async fn try_next(&mut self) -> Option<Control> {
+        loop {
+            if let Some(frame) = self.frames.next_frame().unwrap() {
+                return Some(codec::decode(&frame).unwrap());
             }
-        })
-        .await
+            self.frames.push(self.recv.read_chunk(usize::MAX, true).await.ok()??.bytes);
+        }
     }
 }
 
@@ -370,6 +407,14 @@ pub fn hello() -> Hello {
         observed: "127.0.0.1:1".parse().unwrap(),
         extensions: Vec::new(),
     }
+}
+
+/// A control stream that begins with this hello.
+async fn say_hello(connection: &Connection, hello: &Hello) -> Result<RawControl, ConnectionError> {
+    let (mut send, recv) = connection.open_bi().await?;
+    // Whoever closes the link before is to be asked why, and not the stream.
+    let _ = send.write_all(&hello_bytes(hello)).await;
+    Ok(RawControl { send, recv, frames: Frames::new(limits::CONTROL_MESSAGE_BYTES) })
 }
 
 /// The first bytes of a control stream that says this hello.

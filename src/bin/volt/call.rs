@@ -74,6 +74,7 @@ impl CallArgs {
             timeout_ms: self.timeout.map(|timeout| u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX)),
             fail_fast: self.fail_fast,
             stream: self.stream,
+            raw: false,
             metadata: self.meta,
             idempotency_key: self.idempotency_key,
             via: self.via,

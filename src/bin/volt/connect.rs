@@ -40,20 +40,22 @@ impl Connect {
         peers::parse(&self.peer)?;
         let wait_ms = u64::try_from(self.timeout.as_millis()).unwrap_or(u64::MAX);
         let request = ConnectRequest { peer: self.peer, name: self.name, remember: true, wait_ms };
-        let done: Connected = running(context).await?.post("/v1/connect", &request).await?;
-        if context.json {
-            output::json(&done);
-            return Ok(());
-        }
-        let who =
-            done.name.map_or_else(|| done.peer.to_string(), |name| format!("{} ({})", output::escape_line(&name), done.peer));
-        if done.connected {
-            output::line(&format!("Connected: {who}"));
-        } else {
-            let reason = done.reason.map(|reason| format!(" ({})", output::escape_line(&reason))).unwrap_or_default();
-            output::line(&format!("Remembered: {who}. Not connected yet{reason}; the node goes on trying."));
-        }
+        connected(context, running(context).await?.post("/v1/connect", &request).await?, "Connected");
         Ok(())
+    }
+}
+
+/// Prints what came of it.
+pub fn connected(context: &Context, done: Connected, word: &str) {
+    if context.json {
+        return output::json(&done);
+    }
+    let who = done.name.map_or_else(|| done.peer.to_string(), |name| format!("{} ({})", output::escape_line(&name), done.peer));
+    if done.connected {
+        output::line(&format!("{word}: {who}"));
+    } else {
+        let reason = done.reason.map(|reason| format!(" ({})", output::escape_line(&reason))).unwrap_or_default();
+        output::line(&format!("Remembered: {who}. Not connected yet{reason}; the node goes on trying."));
     }
 }
 
@@ -65,7 +67,10 @@ impl Disconnect {
         if context.json {
             output::json(&json!({ "peer": done["peer"], "connected": false }));
         } else {
-            output::line(&format!("No session is held with {} any more.", done["peer"].as_str().unwrap_or_default()));
+            output::line(&format!(
+                "No session is held with {} any more.",
+                output::escape_line(done["peer"].as_str().unwrap_or_default())
+            ));
         }
         Ok(())
     }

@@ -3,10 +3,14 @@
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 
+use tokio::sync::OnceCell;
 use voltmesh::local::Failure;
 use voltmesh::node::home::{self, Home};
 
+use crate::door::near;
+use crate::far::Far;
 use crate::{Global, output};
 
 /// What all commands share.
@@ -14,6 +18,9 @@ use crate::{Global, output};
 pub struct Context {
     home: Option<PathBuf>,
     passphrase_file: Option<PathBuf>,
+    /// The node to administer, if it is not the one of this home.
+    pub on: Option<String>,
+    far: OnceCell<Arc<Far>>,
     /// Results and errors as JSON.
     pub json: bool,
 }
@@ -21,7 +28,22 @@ pub struct Context {
 impl Context {
     /// As the arguments say.
     pub fn new(global: Global) -> Self {
-        Self { home: global.home, passphrase_file: global.passphrase_file, json: global.json }
+        let Global { home, json, passphrase_file, on, .. } = global;
+        Self { home, passphrase_file, on, far: OnceCell::new(), json }
+    }
+
+    /// The node that `--on` names, if it was given.
+    pub async fn far(&self) -> Result<Option<Arc<Far>>, Failure> {
+        let Some(peer) = &self.on else { return Ok(None) };
+        let open = async { Ok::<_, Failure>(Arc::new(Far::new(peer.clone(), near(self).await?))) };
+        self.far.get_or_try_init(|| open).await.cloned().map(Some)
+    }
+
+    /// Ends what was begun for the command.
+    pub async fn close(&self) {
+        if let Some(far) = self.far.get() {
+            far.close().await;
+        }
     }
 
     /// The directory of the node, which may not be there yet.

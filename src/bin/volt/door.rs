@@ -4,9 +4,11 @@ use voltmesh::Node;
 use voltmesh::id::keyfile::{KeyFileError, KeyFileProblem};
 use voltmesh::local::{Cause, Failure, Guests};
 use voltmesh::node::BindError;
+use voltmesh::node::home::Home;
 
 use crate::client::Client;
 use crate::context::Context;
+use crate::far::Near;
 
 /// The way in for a command.
 pub enum Door {
@@ -19,16 +21,10 @@ pub enum Door {
 impl Door {
     /// Through the running node, or as a visitor.
     pub async fn open(context: &Context) -> Result<Self, Failure> {
-        let home = context.home()?;
-        if let Some(client) = Client::find(&home).await? {
-            return Ok(Self::Node(client));
+        match node(context).await? {
+            Some(client) => Ok(Self::Node(client)),
+            None => Ok(Self::Visitor(visit(context).await?, Guests::default())),
         }
-        let mut builder = Node::builder().home(home.path()).visitor();
-        if let Some(passphrase) = context.passphrase()? {
-            builder = builder.passphrase(passphrase);
-        }
-        let node = builder.bind().await.map_err(unbound)?;
-        Ok(Self::Visitor(node, Guests::default()))
     }
 
     /// The same for a wire: one of this node needs the node to run.
@@ -44,10 +40,50 @@ impl Door {
     }
 }
 
-/// The node that runs on the home, for commands that need one.
+async fn visit(context: &Context) -> Result<Node, Failure> {
+    let mut builder = Node::builder().home(context.home()?.path()).visitor();
+    if let Some(passphrase) = context.passphrase()? {
+        builder = builder.passphrase(passphrase);
+    }
+    builder.bind().await.map_err(unbound)
+}
+
+/// What calls another node that is to be administered.
+pub async fn near(context: &Context) -> Result<Near, Failure> {
+    let home = context.home()?;
+    match Client::find(&home).await? {
+        Some(_) => Ok(Near::Node(home.socket_path()?)),
+        None => Ok(Near::Visitor(visit(context).await?, Guests::default())),
+    }
+}
+
+/// The node that a command is for: the one that `--on` names, or the one that runs on the home. `None` if none does.
+pub async fn node(context: &Context) -> Result<Option<Client>, Failure> {
+    match context.far().await? {
+        Some(far) => Ok(Some(Client::of(far))),
+        None => Client::find(&context.home()?).await,
+    }
+}
+
+/// Where what is kept can be looked up and changed: at the node that a command is for, or, where none runs, in the files of the home.
+pub enum Place {
+    Node(Client),
+    Files(Home),
+}
+
+impl Place {
+    pub async fn find(context: &Context) -> Result<Self, Failure> {
+        match node(context).await? {
+            Some(client) => Ok(Self::Node(client)),
+            None => Ok(Self::Files(context.home()?)),
+        }
+    }
+}
+
+/// The same, for commands that need one.
 pub async fn running(context: &Context) -> Result<Client, Failure> {
     let home = context.home()?;
-    Client::find(&home).await?.ok_or_else(|| {
+    node(context).await?.ok_or_else(|| {
         let text = format!("no node runs on {}", home.path().display());
         Failure::new(Cause::Local, voltmesh::proto::status::Code::FailedPrecondition, text).hint("start it first: `volt up`")
     })

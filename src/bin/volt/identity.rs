@@ -71,11 +71,8 @@ impl Id {
                 (status.id, status.name, status.ticket, true)
             }
             None => {
-                let passphrase = context.passphrase()?;
-                let key = keyfile::load(&home.file(files::IDENTITY), passphrase.as_deref()).map_err(unread)?;
-                let config = Config::read(&home).map_err(Failure::local)?;
-                let ticket = would_listen(&home, &config)?.into_iter().fold(Ticket::new(key.id()), Ticket::with_address);
-                (key.id(), config.name, ticket.to_string(), false)
+                let (ticket, config) = would_be_reached(context, &home)?;
+                (ticket.id, config.name, ticket.to_string(), false)
             }
         };
         if context.json {
@@ -89,6 +86,15 @@ impl Id {
         }
         Ok(())
     }
+}
+
+/// The ticket of the node if it were up, and its configuration.
+pub fn would_be_reached(context: &Context, home: &Home) -> Result<(Ticket, Config), Failure> {
+    let passphrase = context.passphrase()?;
+    let key = keyfile::load(&home.file(files::IDENTITY), passphrase.as_deref()).map_err(unread)?;
+    let config = Config::read(home).map_err(Failure::local)?;
+    let ticket = would_listen(home, &config)?.into_iter().fold(Ticket::new(key.id()), Ticket::with_address);
+    Ok((ticket, config))
 }
 
 /// The addresses the node would be reached at if it were up.

@@ -8,11 +8,17 @@ mod connect;
 mod context;
 mod demo;
 mod door;
+mod events;
+mod far;
 mod identity;
+mod invite;
+mod journal;
 mod output;
 mod ping;
 mod policy;
 mod program;
+mod requests;
+mod revoke;
 mod serve;
 mod services;
 mod signals;
@@ -25,7 +31,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
-use voltmesh::local::Failure;
+use voltmesh::local::{Failure, peers};
 
 use context::Context;
 
@@ -44,10 +50,12 @@ Examples:
   volt init --name kitchen          make an identity
   volt up                           run the node; the ticket it prints is how others reach it
   volt connect volt1… --as bob      hold a session with somebody, by ticket, under a name
+  volt requests                     who wants to connect here, and waits for your answer
   volt call bob greeter/hello '\"me\"'  call a function there
   volt serve greeter/hello --exec 'jq .'   serve one here
   volt expose ssh 127.0.0.1:22      let others reach a TCP target by name
   volt forward 2222 bob ssh         bring one of theirs to a local port
+  volt --on bob status              administer another node, as far as it lets us
 
 Exit codes: 0 done; 1 failed here; 2 bad arguments; 3 the far side answered with an error;
 4 not reached, too late, or outcome unknown; 5 refused by identity or policy; 130 interrupted.";
@@ -64,6 +72,9 @@ struct Global {
     /// Say more on stderr; twice: everything
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     verbose: u8,
+    /// Have the node of this peer do it, as far as its policy lets this one administer it: an id, a ticket or a name
+    #[arg(long, global = true, value_name = "PEER")]
+    on: Option<String>,
     /// Read the key's passphrase from the first line of this file (or set VOLT_PASSPHRASE)
     #[arg(long, global = true, value_name = "FILE")]
     passphrase_file: Option<PathBuf>,
@@ -75,9 +86,11 @@ enum Command {
     Id(identity::Id),
     Up(up::Up),
     Down(status::Down),
+    Reload(status::Reload),
     Status(status::Status),
     Sessions(status::Sessions),
     Peers(status::Peers),
+    Events(events::Events),
     Connect(connect::Connect),
     Disconnect(connect::Disconnect),
     Call(call::CallArgs),
@@ -88,8 +101,13 @@ enum Command {
     Wire(wire::Wire),
     Expose(tunnel::Expose),
     Forward(tunnel::Forward),
+    Invite(invite::Invite),
+    Join(invite::Join),
+    Requests(requests::Requests),
     #[command(subcommand)]
     Policy(policy::Policy),
+    Revoke(revoke::Revoke),
+    Journal(journal::Journal),
     Bench(bench::Bench),
     /// Serve a measurement
     #[command(name = bench::SERVER_COMMAND, hide = true)]
@@ -117,21 +135,51 @@ fn main() -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return context.failed(&Failure::local(format!("cannot start: {error}"))),
     };
-    let done = runtime.block_on(run(&context, cli.command));
+    let done = runtime.block_on(async {
+        let done = run(&context, cli.command).await;
+        context.close().await;
+        done
+    });
     // A thread that still reads stdin would hold us up.
     runtime.shutdown_background();
     done.unwrap_or_else(|failure| context.failed(&failure))
 }
 
+impl Command {
+    /// What another node cannot be asked to do, if it is that: `up`, `init`, ….
+    fn only_here(&self) -> Option<&'static str> {
+        match self {
+            Self::Init(_) => Some("init"),
+            Self::Join(_) => Some("join"),
+            Self::Id(_) => Some("id"),
+            Self::Up(_) => Some("up"),
+            Self::Journal(_) => Some("journal"),
+            Self::Bench(_) | Self::BenchServer(_) => Some("bench"),
+            Self::Demo => Some("demo"),
+            Self::Completions { .. } => Some("completions"),
+            _ => None,
+        }
+    }
+}
+
 async fn run(context: &Context, command: Command) -> Result<ExitCode, Failure> {
+    if let Some(peer) = &context.on {
+        if let Some(name) = command.only_here() {
+            let failure = Failure::usage(format!("`volt {name}` is for this machine: another node cannot be asked for it"));
+            return Err(failure.hint("leave --on out"));
+        }
+        peers::parse(peer)?;
+    }
     match command {
         Command::Init(command) => command.run(context).await?,
         Command::Id(command) => command.run(context).await?,
         Command::Up(command) => command.run(context).await?,
         Command::Down(command) => command.run(context).await?,
+        Command::Reload(command) => command.run(context).await?,
         Command::Status(command) => command.run(context).await?,
         Command::Sessions(command) => command.run(context).await?,
         Command::Peers(command) => command.run(context).await?,
+        Command::Events(command) => command.run(context).await?,
         Command::Connect(command) => command.run(context).await?,
         Command::Disconnect(command) => command.run(context).await?,
         Command::Call(command) => return command.run(context).await,
@@ -141,7 +189,12 @@ async fn run(context: &Context, command: Command) -> Result<ExitCode, Failure> {
         Command::Wire(command) => command.run(context).await?,
         Command::Expose(command) => command.run(context).await?,
         Command::Forward(command) => command.run(context).await?,
+        Command::Invite(command) => command.run(context).await?,
+        Command::Join(command) => command.run(context).await?,
+        Command::Requests(command) => command.run(context).await?,
         Command::Policy(command) => command.run(context).await?,
+        Command::Revoke(command) => command.run(context).await?,
+        Command::Journal(command) => command.run(context).await?,
         Command::Bench(command) => command.run(context)?,
         Command::BenchServer(command) => command.run()?,
         Command::Demo => match demo::run(context.json, &mut anstream::stdout()).await {

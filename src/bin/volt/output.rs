@@ -6,6 +6,7 @@ use std::io::{self, IsTerminal, Write};
 use comfy_table::{ContentArrangement, Table, presets};
 use serde::Serialize;
 use voltmesh::local::Failure;
+pub use voltmesh::proto::escape::{escape, escape_line};
 
 /// Writes bytes as they are.
 pub fn bytes(bytes: &[u8]) {
@@ -87,37 +88,7 @@ pub fn colours(stream: &impl IsTerminal) -> bool {
     stream.is_terminal() && !refused && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
 }
 
-/// Text of a peer, made harmless for a terminal: control characters and what changes the direction of text are spelt out.
-pub fn escape(text: &str) -> String {
-    let mut escaped = String::with_capacity(text.len());
-    for c in text.chars() {
-        let turns = matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-        if (c.is_control() && c != '\n' && c != '\t') || turns {
-            escaped.extend(c.escape_unicode());
-        } else {
-            escaped.push(c);
-        }
-    }
-    escaped
-}
-
-/// The same on one line.
-pub fn escape_line(text: &str) -> String {
-    escape(text).replace(['\n', '\t'], " ")
-}
-
 /// What to show where there may be nothing.
 pub fn or_dash(text: Option<String>) -> String {
     text.filter(|text| !text.is_empty()).unwrap_or_else(|| "-".to_owned())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_peers_text_cannot_steer_the_terminal() {
-        assert_eq!(escape_line("a\u{1b}[31mb\nc\u{202e}d"), "a\\u{1b}[31mb c\\u{202e}d");
-        assert_eq!(escape("küche\nüber"), "küche\nüber");
-    }
 }

@@ -63,7 +63,7 @@ impl Ping {
             if context.json {
                 output::json(&json!({ "seq": seq, "rtt_ms": rtt_ms, "path": path }));
             } else {
-                output::line(&format!("{seq}: {rtt_ms:.3} ms, {path}"));
+                output::line(&format!("{seq}: {rtt_ms:.3} ms, {}", output::escape_line(&path)));
             }
             if seq < self.count {
                 tokio::time::sleep(self.interval).await;

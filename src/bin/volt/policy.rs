@@ -2,25 +2,26 @@
 
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
-use voltmesh::local::{Answer, Failure, RuleAdded, RuleRequest, rules};
-use voltmesh::node::config::{Config, PeerRef};
+use voltmesh::local::{Answer, Failure, RuleAdded, RuleRequest, peers, rules};
+use voltmesh::node::config::{Config, PeerRef, Strangers};
 use voltmesh::node::home::{Home, files};
 use voltmesh::node::store::{Peer, Store};
 use voltmesh::policy::{Effect, PolicyInput, Rule, Subject};
 
-use crate::client::Client;
 use crate::context::Context;
+use crate::door::Place;
 use crate::output;
 
 /// Who may do what at this node, and why
 ///
 /// A deny always wins; what no rule allows is denied; whoever may call something may connect. WHO is an id (`did:key:…`), a name
-/// you gave, `@group` (of volt.toml) or `*`. ACTION is connect, call, register, discover, publish, subscribe or create. RESOURCE is
-/// `service/method` for call, a service for register and discover, a wire for the others, with `*` for any text between slashes,
-/// and alone for everything.
+/// you gave, `@group` (of volt.toml) or `*`. ACTION is connect, call, register, discover, publish, subscribe, create, relay,
+/// forward or administer. RESOURCE is `service/method` for call, a service for register and discover, a wire for publish, subscribe and
+/// create, an id for relay, what is exposed for forward, a command for administer (`status`, `policy/ls`), with `*` for any text between
+/// slashes, and alone for everything.
 #[derive(Debug, Subcommand)]
 #[command(
-    after_help = "Examples:\n  volt policy allow bob call 'greeter/*'\n  volt policy deny '*' call admin/stop\n  volt policy allow bob publish 'sensors/*'\n  volt policy check bob call greeter/hello\n  volt policy ls"
+    after_help = "Examples:\n  volt policy allow bob call 'greeter/*'\n  volt policy deny '*' call admin/stop\n  volt policy allow bob publish 'sensors/*'\n  volt policy check bob call greeter/hello\n  volt policy allow bob administer status\n  volt policy ls"
 )]
 pub enum Policy {
     /// List the rules, with their ids and where they were written
@@ -63,19 +64,9 @@ impl RuleArgs {
     }
 }
 
-/// Where the rules are.
-enum Place {
-    Node(Client),
-    Files(Home),
-}
-
 impl Policy {
     pub async fn run(self, context: &Context) -> Result<(), Failure> {
-        let home = context.home()?;
-        let place = match Client::find(&home).await? {
-            Some(client) => Place::Node(client),
-            None => Place::Files(home),
-        };
+        let place = Place::find(context).await?;
         match self {
             Self::Ls => ls(context, place.rules().await?),
             Self::Allow(arguments) => added(context, place.add(arguments.request(Some(Effect::Permit))).await?),
@@ -100,7 +91,10 @@ impl Place {
 
     async fn add(&self, request: RuleRequest) -> Result<RuleAdded, Failure> {
         match self {
-            Self::Node(client) => client.post("/v1/policy", &request).await,
+            Self::Node(client) => {
+                let path = if request.effect == Some(Effect::Deny) { "/v1/policy/deny" } else { "/v1/policy/allow" };
+                client.post(path, &request).await
+            }
             Self::Files(home) => {
                 let _lock = home.lock()?;
                 let store = Store::open(home.file(files::STORE))?;
@@ -135,7 +129,9 @@ impl Place {
     /// Removes what says this, whether it allows or denies.
     async fn remove_said(&self, arguments: RuleArgs) -> Result<Vec<String>, Failure> {
         let there = self.rules().await?;
-        let peers = self.peers().await?;
+        // They are asked for only where a name is to be looked up.
+        let by_name = matches!(peers::parse(&arguments.who), Ok(PeerRef::Name(_)));
+        let peers = if by_name { self.peers().await? } else { Vec::new() };
         let request = arguments.request(None);
         let mut gone = Vec::new();
         for effect in [Effect::Permit, Effect::Deny] {
@@ -194,6 +190,7 @@ fn policy(home: &Home) -> Result<(voltmesh::policy::Policy, Vec<Peer>), Failure>
         rules: config.rules.into_iter().chain(store.rules()?).collect(),
         groups: config.groups,
         open: config.open,
+        ask: config.strangers == Strangers::Ask,
         relay: config.relay,
     };
     Ok((voltmesh::policy::Policy::new(input).map_err(Failure::local)?, peers))
@@ -230,7 +227,7 @@ fn removed(context: &Context, ids: Vec<String>) {
         if context.json {
             output::json(&json!({ "id": id, "removed": true }));
         } else {
-            output::line(&format!("Removed: {id}"));
+            output::line(&format!("Removed: {}", output::escape_line(&id)));
         }
     }
 }
@@ -239,6 +236,6 @@ fn checked(context: &Context, answer: &Answer) {
     if context.json {
         output::json(&json!({ "decision": answer.decision, "rule": answer.rule }));
     } else {
-        output::line(&answer.explanation);
+        output::line(&output::escape_line(&answer.explanation));
     }
 }

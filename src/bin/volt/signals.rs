@@ -3,6 +3,10 @@
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use voltmesh::local::Failure;
 
+fn listen(kind: SignalKind) -> Result<Signal, Failure> {
+    signal(kind).map_err(|error| Failure::local(format!("cannot listen for signals: {error}")))
+}
+
 /// Signals that end a command.
 #[derive(Debug)]
 pub struct Signals {
@@ -13,7 +17,6 @@ pub struct Signals {
 impl Signals {
     /// From now on signals come here and kill nobody.
     pub fn new() -> Result<Self, Failure> {
-        let listen = |kind| signal(kind).map_err(|error| Failure::local(format!("cannot listen for signals: {error}")));
         Ok(Self { interrupt: listen(SignalKind::interrupt())?, terminate: listen(SignalKind::terminate())? })
     }
 
@@ -23,6 +26,11 @@ impl Signals {
             _ = self.interrupt.recv() => 130,
             _ = self.terminate.recv() => 143,
         }
+    }
+
+    /// SIGHUP, from now on: it kills nobody either.
+    pub fn hangup() -> Result<Signal, Failure> {
+        listen(SignalKind::hangup())
     }
 
     /// Waits for this; a signal that comes meanwhile ends the process at once.

@@ -1,23 +1,30 @@
-//! `status`, `sessions`, `peers` and `down`: a look at the node that runs here, and its end.
+//! `status`, `sessions`, `peers`, `reload` and `down`: a look at the node that runs here, its configuration read again, and its end.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use clap::Args;
 use serde_json::json;
 use tokio::sync::mpsc;
-use voltmesh::local::{Failure, NodeStatus, PeerLine, SessionLine};
+use voltmesh::local::{Failure, NodeStatus, PeerLine, ReloadLine, SessionLine};
 use voltmesh::node::home::{Home, HomeError, files};
 use voltmesh::node::store::Store;
 
-use crate::client::Client;
 use crate::context::Context;
-use crate::door::running;
+use crate::door::{node, running};
 use crate::output::{self, escape_line, or_dash};
 
 /// Stop the node that runs here: calls in flight are finished first
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  volt down")]
 pub struct Down {}
+
+/// Have the node that runs here read its volt.toml again
+///
+/// It does so by itself when the file changes, and on SIGHUP. Rules, groups, `open` and `relay` are in force at once, on live sessions too;
+/// everything else waits for the next start, and is named. A file with a mistake changes nothing.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  volt reload\n  volt reload --json | jq .waiting")]
+pub struct Reload {}
 
 /// How the node that runs here is
 #[derive(Debug, Args)]
@@ -36,15 +43,19 @@ pub struct Peers {}
 
 impl Down {
     pub async fn run(self, context: &Context) -> Result<(), Failure> {
-        let (client, home) = (running(context).await?, context.home()?);
+        let client = running(context).await?;
         let (_requests, none) = mpsc::channel(1);
         let mut answers = client.stream("/v1/down", none).await?;
         context.say("Going down: calls in flight are finished first.");
-        // The stream ends with the node.
+        // The stream ends with the node; elsewhere when it has begun to end, as a call is what a node waits for.
         while let Ok(Some(_)) = answers.next().await {}
-        wait_until_free(&home).await?;
+        if context.on.is_none() {
+            wait_until_free(&context.home()?).await?;
+        }
         if context.json {
             output::json(&json!({ "down": true }));
+        } else if context.on.is_some() {
+            output::line("The node goes down.");
         } else {
             output::line("The node is down.");
         }
@@ -64,6 +75,21 @@ async fn wait_until_free(home: &Home) -> Result<(), Failure> {
     Err(Failure::local("the node has ended its work, but its process still holds the home"))
 }
 
+impl Reload {
+    pub async fn run(self, context: &Context) -> Result<(), Failure> {
+        let done: ReloadLine = running(context).await?.post("/v1/reload", &json!({})).await?;
+        if context.json {
+            output::json(&done);
+            return Ok(());
+        }
+        output::line("volt.toml was read again.");
+        if !done.waiting.is_empty() {
+            output::line(&format!("In force after the next start only: {}", done.waiting.join(", ")));
+        }
+        Ok(())
+    }
+}
+
 impl Status {
     pub async fn run(self, context: &Context) -> Result<(), Failure> {
         let status: NodeStatus = running(context).await?.get("/v1/status").await?;
@@ -72,9 +98,10 @@ impl Status {
             return Ok(());
         }
         let list = |items: Vec<String>| or_dash(Some(items.join(", ")));
+        let limits = status.limits.iter().filter(|(_, count)| **count > 0);
         let rows = [
             ("id", status.id.to_string()),
-            ("name", or_dash(status.name.map(|name| escape_line(&name)))),
+            ("name", or_dash(status.name)),
             ("home", status.home),
             ("process", status.pid.to_string()),
             ("version", status.version),
@@ -87,9 +114,32 @@ impl Status {
             ("calls", status.calls.to_string()),
             ("relayed", format!("{} circuits, {} bytes", status.relay.circuits, status.relay.bytes)),
             ("refused", format!("{} sessions, {} handshakes", status.refused_sessions, status.refused_handshakes)),
+            (
+                "strangers",
+                format!(
+                    "{} wait (`volt requests`); refused: {} for want of room, {} invitations",
+                    status.requests, status.refused_requests, status.refused_invitations
+                ),
+            ),
+            ("denied", format!("{} calls, {} other requests", status.denied_calls, status.denied_requests)),
+            ("over rate", format!("{} calls", status.rated_calls)),
+            ("limits", list(limits.map(|(name, count)| format!("{name} {count}")).collect())),
+            (
+                "journal",
+                format!(
+                    "{} entries, {} missed, {} omitted",
+                    status.journal.written, status.journal.missed, status.journal.omitted
+                ),
+            ),
             ("handlers", format!("{} panics, {} slow polls", status.panics, status.slow_polls)),
         ];
-        rows.iter().for_each(|(name, value)| output::line(&format!("{name:<11} {value}")));
+        let config = match (status.config_error, status.config_waiting) {
+            (Some(error), _) => Some(format!("not in force: {error}")),
+            (None, waiting) if waiting.is_empty() => None,
+            (None, waiting) => Some(format!("waits for the next start: {}", waiting.join(", "))),
+        };
+        let rows = rows.into_iter().chain(config.map(|config| ("volt.toml", config)));
+        rows.for_each(|(name, value)| output::line(&format!("{name:<11} {}", escape_line(&value))));
         Ok(())
     }
 }
@@ -105,8 +155,8 @@ impl Sessions {
             vec![
                 or_dash(session.name.map(|name| escape_line(&name))),
                 session.peer.to_string(),
-                session.state,
-                or_dash(session.path),
+                escape_line(&session.state),
+                or_dash(session.path.map(|path| escape_line(&path))),
                 or_dash(session.rtt_ms.map(|rtt| format!("{rtt:.2} ms"))),
                 or_dash(session.age_s.map(|age| humantime::format_duration(Duration::from_secs(age)).to_string())),
                 session.streams.to_string(),
@@ -119,10 +169,9 @@ impl Sessions {
 
 impl Peers {
     pub async fn run(self, context: &Context) -> Result<(), Failure> {
-        let home = context.home()?;
-        let peers = match Client::find(&home).await? {
+        let peers = match node(context).await? {
             Some(client) => client.get("/v1/peers").await?,
-            None => remembered(&home)?,
+            None => remembered(&context.home()?)?,
         };
         if context.json {
             peers.iter().for_each(output::json);

@@ -17,8 +17,9 @@ use crate::signals::Signals;
 
 /// Run the node until SIGTERM or SIGINT; then calls in flight are finished first
 ///
-/// Makes the home and the identity if there are none. What volt.toml in the home says is used too: `name`, `listen`, `connect`,
-/// `profile`, `open`, `groups` and `rule`.
+/// Makes the home and the identity if there are none. What volt.toml in the home says is used too. It is read again when it changes, on
+/// SIGHUP and by `volt reload`: `rule`, `groups`, `open`, `strangers` and `relay` are in force at once, the rest after the next start; a file with a
+/// mistake changes nothing. What is given here stays as it is.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  volt up\n  volt up --listen 0.0.0.0:9000 --connect bob\n  volt up --relay closed --connect volt1…\n  volt up --via volt1…\n  volt up --json | jq -r 'select(.event==\"ready\").ticket'"
@@ -55,7 +56,7 @@ const LINES: usize = 4_096;
 
 impl Up {
     pub async fn run(self, context: &Context) -> Result<(), Failure> {
-        let mut signals = Signals::new()?;
+        let (mut signals, mut hangup) = (Signals::new()?, Signals::hangup()?);
         for peer in self.connect.iter().chain(&self.via) {
             peers::parse(peer)?;
         }
@@ -79,11 +80,14 @@ impl Up {
         loop {
             tokio::select! {
                 Some(event) = events.recv() => narrator.tell(&event).await,
+                // What comes of it is told as an event, and logged.
+                Some(()) = hangup.recv() => drop(node.reload().await),
                 () = server.asked_down() => break,
                 _ = signals.next() => break,
                 _ = reader_gone.recv() => break,
             }
         }
+        server.going_down();
         context.say("Going down: calls in flight are finished first; the same signal again ends at once.");
         let ending = async {
             let down = node.shutdown();
@@ -179,26 +183,16 @@ impl Narrator {
         if self.json {
             return self.send(voltmesh::local::line(event).to_vec());
         }
-        let text = match event {
-            EventLine::Ready { id, listen, ticket } => {
-                let listen: Vec<String> = listen.iter().map(ToString::to_string).collect();
-                format!("{id} is up at {}\nTicket for others: {ticket}", listen.join(", "))
-            }
-            EventLine::Connected { peer, resumed, path, .. } => {
-                let again = if *resumed { ", with what was in flight" } else { "" };
-                format!("{} connected ({path}{again})", self.name(*peer).await)
-            }
-            EventLine::Path { peer, path } => format!("{} goes on, {path}", self.name(*peer).await),
-            EventLine::Disconnected { peer, reason } => {
-                format!("{} disconnected: {}", self.name(*peer).await, output::escape_line(reason))
-            }
-            EventLine::Service { name, online, .. } => {
-                format!("service {name} is {}", if *online { "online" } else { "offline" })
-            }
-            EventLine::Missed { events } => format!("{events} events were not shown"),
-            _ => return,
+        let name = match event {
+            EventLine::Connected { peer, .. }
+            | EventLine::Path { peer, .. }
+            | EventLine::Disconnected { peer, .. }
+            | EventLine::Waiting { peer } => self.name(*peer).await,
+            _ => String::new(),
         };
-        self.print(&text);
+        if let Some(text) = text(event, &name) {
+            self.print(&text);
+        }
     }
 
     /// What its owner calls a peer, or the peer's id.
@@ -224,4 +218,40 @@ impl Narrator {
         drop(self.lines);
         let _ = tokio::time::timeout(Duration::from_secs(1), printed.recv()).await;
     }
+}
+
+/// What happened, for people; `name` is what the peer is called that it is about. `None` for what this version does not know.
+pub fn text(event: &EventLine, name: &str) -> Option<String> {
+    Some(match event {
+        EventLine::Ready { id, listen, ticket } => {
+            let listen: Vec<String> = listen.iter().map(ToString::to_string).collect();
+            format!("{id} is up at {}\nTicket for others: {ticket}", listen.join(", "))
+        }
+        EventLine::Connected { resumed, path, .. } => {
+            let again = if *resumed { ", with what was in flight" } else { "" };
+            format!("{name} connected ({path}{again})")
+        }
+        EventLine::Path { path, .. } => format!("{name} goes on, {path}"),
+        EventLine::Disconnected { reason, .. } => {
+            format!("{name} disconnected: {}", output::escape_line(reason))
+        }
+        EventLine::Service { name, online, .. } => {
+            format!("service {name} is {}", if *online { "online" } else { "offline" })
+        }
+        EventLine::Request { peer, name, from, relayed } => {
+            let name = if name.is_empty() { String::new() } else { format!(" (calls itself {})", output::escape_line(name)) };
+            let from = if *relayed { format!("through a relay at {from}") } else { format!("at {from}") };
+            format!("{peer}{name} {from} wants to connect: `volt requests approve {peer}` or `volt requests deny {peer}`")
+        }
+        EventLine::Waiting { .. } => format!("{name} asks its owner whether to let this node in"),
+        EventLine::Config { error: Some(error), .. } => {
+            format!("volt.toml cannot be used; what was in force before stays: {}", output::escape_line(error))
+        }
+        EventLine::Config { waiting, .. } => match waiting.as_deref().unwrap_or_default() {
+            [] => "volt.toml was read again".to_owned(),
+            waiting => format!("volt.toml was read again; in force after the next start only: {}", waiting.join(", ")),
+        },
+        EventLine::Missed { events } => format!("{events} events were not shown"),
+        _ => return None,
+    })
 }

@@ -134,6 +134,7 @@ async fn with_many_handshakes_under_way_newcomers_prove_their_address_and_with_t
     assert!(b.refused() > refused);
     sleep(limits::HANDSHAKE).await;
     honest.dial(address(2), key(2).id()).await.expect("the stalled ones were given up");
+    assert!(b.failed() > 0, "and counted");
     accepting.abort();
 }
 

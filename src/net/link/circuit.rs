@@ -19,6 +19,7 @@ use super::{Carrier, Link, LostReason, PathError, PathRecv, PathSend};
 use crate::id::NodeId;
 use crate::net::ends::{Ends, EndsConfig, EndsError};
 use crate::net::tls::TlsError;
+use crate::net::turns::Account;
 use crate::proto::circuit::{Answer, Refused, StreamHead};
 use crate::proto::close::{CloseCode, StreamCode};
 use crate::proto::codec::{self, Message};
@@ -100,6 +101,7 @@ pub struct Circuit {
     received: Arc<dyn Fn(usize) + Send + Sync>,
     kept: Mutex<Option<Box<dyn Any + Send + Sync>>>,
     runtime: Handle,
+    account: Account,
 }
 
 impl Leg {
@@ -234,6 +236,7 @@ impl Circuit {
         let circuit = Arc::new(Self {
             place,
             began,
+            account: leg.account().another(),
             leg,
             number,
             ends: Mutex::new(ends),
@@ -277,8 +280,13 @@ impl Circuit {
         &self.leg
     }
 
+    /// By which what is done for it here has its turns.
+    pub(super) fn account(&self) -> &Account {
+        &self.account
+    }
+
     pub(super) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
-        self.runtime.spawn(task);
+        self.runtime.spawn(self.account.in_turn(task));
     }
 
     /// How it has ended, once it has.
@@ -294,12 +302,19 @@ impl Circuit {
 
     pub(super) async fn open(self: &Arc<Self>) -> Result<(PathSend, PathRecv), PathError> {
         self.alive()?;
-        self.lanes.open(self).await
+        // Nearly always there is nothing to wait for.
+        match self.lanes.open_now(self) {
+            Some(opened) => opened,
+            None => Box::pin(self.lanes.open(self)).await,
+        }
     }
 
     pub(super) async fn accept(self: &Arc<Self>) -> Result<(PathSend, PathRecv), PathError> {
         self.alive()?;
-        self.lanes.accept(self).await
+        match self.lanes.accept_now(self) {
+            Some(accepted) => Ok(accepted),
+            None => Box::pin(self.lanes.accept(self)).await,
+        }
     }
 
     /// Opens a stream on the leg, of which there is credit for so many. Cancel-safe.

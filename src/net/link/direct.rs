@@ -10,6 +10,7 @@ use quinn::{ConnectionError, ReadError, VarInt, WriteError};
 
 use super::{LostReason, PathError};
 use crate::id::NodeId;
+use crate::net::turns::Account;
 use crate::proto::close::{CloseCode, StreamCode};
 use crate::proto::limits;
 
@@ -38,6 +39,7 @@ pub struct Direct {
     counted: Arc<Mutex<Option<Counted>>>,
     /// Circuits that go over it, each with streams of its own.
     circuits: Arc<AtomicU32>,
+    account: Account,
 }
 
 /// One of what a number counts, until it is dropped.
@@ -58,8 +60,13 @@ impl Drop for Counted {
 }
 
 impl Direct {
-    pub fn new(connection: quinn::Connection, peer: NodeId, dialled: bool, counted: Counted) -> Self {
-        Self { connection, peer, dialled, counted: Arc::new(Mutex::new(Some(counted))), circuits: Arc::default() }
+    pub fn new(connection: quinn::Connection, peer: NodeId, dialled: bool, counted: Counted, account: Account) -> Self {
+        Self { connection, peer, dialled, counted: Arc::new(Mutex::new(Some(counted))), circuits: Arc::default(), account }
+    }
+
+    /// By which QUIC's own work on it has its turns.
+    pub fn account(&self) -> &Account {
+        &self.account
     }
 
     /// The key the other end has proved to hold.
@@ -188,8 +195,16 @@ impl PlainSend {
 
     /// Hands bytes to QUIC without copying them; waits while there is no room. Not cancel-safe: a dropped write may have
     /// sent a part.
-    pub async fn write(&mut self, bytes: Bytes) -> Result<(), PathError> {
-        self.inner.write_chunk(bytes).await.map_err(write_error)
+    pub async fn write(&mut self, mut bytes: Bytes) -> Result<(), PathError> {
+        self.write_all(&mut bytes).await
+    }
+
+    /// The same, and takes them off their front.
+    pub async fn write_all(&mut self, bytes: &mut Bytes) -> Result<(), PathError> {
+        while !bytes.is_empty() {
+            self.write_some(bytes).await?;
+        }
+        Ok(())
     }
 
     /// Hands over as much of these bytes as there is room for, and takes that off their front; waits for room for the first.

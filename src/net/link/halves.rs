@@ -27,41 +27,56 @@ pub struct CircuitSend {
     /// What went over the lane: where it moves to it goes again.
     kept: Vec<Bytes>,
     /// Where it goes on, once it has moved.
-    own: Option<SealedSend>,
-    /// For the relayed stream that it has then.
-    permit: Option<OwnedSemaphorePermit>,
+    own: Option<Box<Own>>,
     urgent: bool,
     open: bool,
+    /// The lane knows already that this half is gone.
+    gone: bool,
+}
+
+/// A relayed stream of its own, and leave to have one.
+#[derive(Debug)]
+struct Own {
+    send: SealedSend,
+    _leave: OwnedSemaphorePermit,
 }
 
 impl CircuitSend {
     pub(super) fn new(lane: Arc<Lane>, number: u64, circuit: Arc<Circuit>) -> Self {
-        Self { circuit, lane, number, kept: Vec::new(), own: None, permit: None, urgent: false, open: true }
+        Self { circuit, lane, number, kept: Vec::new(), own: None, urgent: false, open: true, gone: false }
     }
 
-    pub async fn write(&mut self, mut bytes: Bytes) -> Result<(), PathError> {
-        while !bytes.is_empty() {
-            self.write_some(&mut bytes).await?;
+    /// Writes all of it; `last`: and no more bytes follow.
+    pub async fn write_all(&mut self, bytes: &mut Bytes, last: bool) -> Result<(), PathError> {
+        match poll_fn(|cx| self.put(bytes, last, cx)).await? {
+            Put::OnLane => Ok(()),
+            Put::Elsewhere => Box::pin(self.write_there(bytes, last)).await,
         }
-        Ok(())
     }
 
     pub async fn write_some(&mut self, bytes: &mut Bytes) -> Result<(), PathError> {
+        match poll_fn(|cx| self.put(bytes, false, cx)).await? {
+            Put::OnLane => Ok(()),
+            Put::Elsewhere => Box::pin(self.write_some_there(bytes)).await,
+        }
+    }
+
+    async fn write_there(&mut self, bytes: &mut Bytes, last: bool) -> Result<(), PathError> {
+        while !bytes.is_empty() {
+            self.write_some_there(bytes).await?;
+        }
+        if last { self.finish() } else { Ok(()) }
+    }
+
+    async fn write_some_there(&mut self, bytes: &mut Bytes) -> Result<(), PathError> {
         if self.own.is_none() {
-            let before = bytes.clone();
-            match poll_fn(|cx| self.put(bytes, cx)).await? {
-                Written::Moves => self.move_on().await?,
-                Written::All | Written::Waits => {
-                    self.kept.push(before);
-                    return Ok(());
-                }
-            }
+            self.move_on().await?;
         }
         if let Some(told) = self.told() {
             return Err(told);
         }
         let Some(own) = &mut self.own else { return Err(PathError::Closed) };
-        match own.write_some(bytes).await {
+        match own.send.write_some(bytes).await {
             Ok(()) => Ok(()),
             Err(PathError::Stopped(_)) => {
                 Err(stop_said(&self.circuit, &self.lane, self.number).await.unwrap_or(PathError::Closed))
@@ -85,10 +100,29 @@ impl CircuitSend {
         told.map(|halted| self.halted(halted))
     }
 
-    fn put(&self, bytes: &mut Bytes, cx: &Context<'_>) -> Poll<Result<Written, PathError>> {
-        match self.lane.with(|table| table.write(self.number, bytes, self.urgent, cx.waker())) {
+    /// Puts all of it on the lane, if that is where it goes; and if it is the last, lets go of the lane with it.
+    fn put(&mut self, bytes: &mut Bytes, last: bool, cx: &Context<'_>) -> Poll<Result<Put, PathError>> {
+        if self.own.is_some() {
+            return Poll::Ready(Ok(Put::Elsewhere));
+        }
+        let before = (!last).then(|| bytes.clone());
+        let written = self.lane.with(|table| {
+            let written = table.write(self.number, bytes, self.urgent, cx.waker())?;
+            if last && written == Written::All {
+                table.finish(self.number)?;
+                table.write_no_more(self.number);
+            }
+            Ok(written)
+        });
+        match written {
             Ok(Written::Waits) => Poll::Pending,
-            written => Poll::Ready(written.map_err(|halted| self.halted(halted))),
+            Ok(Written::Moves) => Poll::Ready(Ok(Put::Elsewhere)),
+            Ok(Written::All) => {
+                (self.open, self.gone) = (!last, last);
+                self.kept.extend(before);
+                Poll::Ready(Ok(Put::OnLane))
+            }
+            Err(halted) => Poll::Ready(Err(self.halted(halted))),
         }
     }
 
@@ -106,15 +140,14 @@ impl CircuitSend {
         if self.urgent {
             own.urgent();
         }
-        self.own = Some(own);
-        self.permit = Some(permit);
+        self.own = Some(Box::new(Own { send: own, _leave: permit }));
         Ok(())
     }
 
     pub fn urgent(&mut self) {
         self.urgent = true;
         if let Some(own) = &mut self.own {
-            own.urgent();
+            own.send.urgent();
         }
     }
 
@@ -126,7 +159,7 @@ impl CircuitSend {
             self.open = false;
             return self.lane.with(|table| table.finish(self.number)).map_err(|halted| self.halted(halted));
         };
-        let (finished, stopped) = (own.finish(), own.stopped());
+        let (finished, stopped) = (own.send.finish(), own.send.stopped());
         finished.map_err(|error| self.failed(error))?;
         self.open = false;
         self.lane.with(|table| table.finished_there(self.number));
@@ -145,7 +178,7 @@ impl CircuitSend {
             // On the lane too: with what carries the rest the peer may lose what that is.
             self.lane.with(|table| table.reset(self.number, code as u64));
             if let Some(own) = &mut self.own {
-                own.reset(code);
+                own.send.reset(code);
             }
         }
     }
@@ -157,7 +190,7 @@ impl CircuitSend {
             None => Poll::Pending,
         });
         let Some(own) = &self.own else { return told.boxed() };
-        let (left, lane, circuit) = (own.stopped(), self.lane.clone(), self.circuit.clone());
+        let (left, lane, circuit) = (own.send.stopped(), self.lane.clone(), self.circuit.clone());
         async move {
             tokio::select! {
                 biased;
@@ -179,8 +212,17 @@ impl CircuitSend {
 impl Drop for CircuitSend {
     fn drop(&mut self) {
         self.reset(StreamCode::Cancelled);
-        self.lane.with(|table| table.write_no_more(self.number));
+        if !self.gone {
+            self.lane.with(|table| table.write_no_more(self.number));
+        }
     }
+}
+
+/// Where bytes went that were to be written.
+enum Put {
+    OnLane,
+    /// Nowhere yet: they are for a stream of its own.
+    Elsewhere,
 }
 
 /// The receiving half.
@@ -198,36 +240,27 @@ pub struct CircuitRecv {
     unsaid: bool,
     /// After the end, or the code with which it was given up.
     ended: Option<Result<(), u64>>,
+    /// The lane knows already that this half is gone.
+    gone: bool,
 }
 
 impl CircuitRecv {
     pub(super) fn new(lane: Arc<Lane>, number: u64, circuit: Arc<Circuit>) -> Self {
-        Self { circuit, lane, number, own: None, skip: 0, stopped: false, unsaid: false, ended: None }
+        Self { circuit, lane, number, own: None, skip: 0, stopped: false, unsaid: false, ended: None, gone: false }
     }
 
     pub async fn read(&mut self) -> Result<Option<Bytes>, PathError> {
-        if self.stopped {
-            return Err(PathError::Closed);
+        match poll_fn(|cx| self.take(cx)).await {
+            Some(read) => read,
+            None => Box::pin(self.read_there()).await,
         }
-        if let Some(ended) = self.ended {
-            return ended.map(|()| None).map_err(PathError::Reset);
-        }
-        if self.unsaid {
-            return self.reset_said().await;
-        }
-        if self.own.is_none() {
-            match poll_fn(|cx| self.take(cx)).await? {
-                Read::Bytes(bytes) => return Ok(Some(bytes)),
-                Read::Part(own, skip) => (self.own, self.skip) = (Some(own), skip),
-                Read::Reset(code) => return self.end(Err(code)),
-                Read::End | Read::Nothing => return self.end(Ok(())),
-            }
-        }
-        self.read_there().await
     }
 
     /// Reads on where it has moved to.
     async fn read_there(&mut self) -> Result<Option<Bytes>, PathError> {
+        if self.unsaid {
+            return self.reset_said().await;
+        }
         loop {
             let Some(own) = &mut self.own else { return Err(PathError::Closed) };
             let reset = |cx: &mut Context<'_>| {
@@ -278,11 +311,36 @@ impl CircuitRecv {
         self.end(Err(code))
     }
 
-    fn take(&self, cx: &Context<'_>) -> Poll<Result<Read<Box<SealedRecv>>, PathError>> {
-        match self.lane.with(|table| table.read(self.number, cx.waker())) {
-            Ok(Read::Nothing) => Poll::Pending,
-            read => Poll::Ready(read.map_err(|halted| error(&self.circuit, halted))),
+    /// Reads what has come on the lane; `None` if it has moved. With the last bytes it lets go of the lane.
+    fn take(&mut self, cx: &Context<'_>) -> Poll<Option<Result<Option<Bytes>, PathError>>> {
+        if self.stopped {
+            return Poll::Ready(Some(Err(PathError::Closed)));
         }
+        if let Some(ended) = self.ended {
+            return Poll::Ready(Some(ended.map(|()| None).map_err(PathError::Reset)));
+        }
+        if self.own.is_some() || self.unsaid {
+            return Poll::Ready(None);
+        }
+        let (read, gone) = self.lane.with(|table| {
+            let read = table.read(self.number, cx.waker());
+            let gone = matches!(read, Ok(Read::Bytes(_))) && table.has_read_all(self.number);
+            (read, gone && table.read_no_more(self.number).is_none())
+        });
+        Poll::Ready(Some(match read {
+            Ok(Read::Nothing) => return Poll::Pending,
+            Ok(Read::Part(own, skip)) => {
+                (self.own, self.skip) = (Some(own), skip);
+                return Poll::Ready(None);
+            }
+            Ok(Read::Bytes(bytes)) => {
+                (self.ended, self.gone) = (gone.then_some(Ok(())), gone);
+                Ok(Some(bytes))
+            }
+            Ok(Read::Reset(code)) => self.end(Err(code)),
+            Ok(Read::End) => self.end(Ok(())),
+            Err(halted) => Err(error(&self.circuit, halted)),
+        }))
     }
 
     fn end(&mut self, ended: Result<(), u64>) -> Result<Option<Bytes>, PathError> {
@@ -305,8 +363,10 @@ impl CircuitRecv {
 impl Drop for CircuitRecv {
     fn drop(&mut self) {
         self.stop(StreamCode::Cancelled);
-        // Dropped outside of the lane's lock.
-        drop(self.lane.with(|table| table.read_no_more(self.number)));
+        if !self.gone {
+            // Dropped outside of the lane's lock.
+            drop(self.lane.with(|table| table.read_no_more(self.number)));
+        }
     }
 }
 

@@ -1,7 +1,6 @@
 //! The lanes of a circuit, all together: which of them takes a new path stream, what relayed streams that come are for, and the tasks that
 //! send and hear what is on them. All of them end with the circuit, and none keeps it.
 
-use std::collections::HashMap;
 use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering::Relaxed};
@@ -20,6 +19,7 @@ use super::sealed::{SealedRecv, SealedSend};
 use super::{LostReason, PathError, PathRecv, PathSend};
 use crate::proto::limits;
 use crate::seal::{Numbers, RECORDS};
+use crate::state::id_map::IdMap;
 
 /// With fewer records left than this in either direction, a lane takes no new streams.
 const SPARE_RECORDS: u32 = 1 << 16;
@@ -86,7 +86,7 @@ struct Mine {
 struct Theirs {
     /// Lanes that have come.
     numbers: Numbers,
-    live: HashMap<u64, Arc<Lane>>,
+    live: IdMap<Arc<Lane>>,
     over: bool,
 }
 
@@ -143,6 +143,16 @@ impl Lanes {
     pub(super) async fn open(self: &Arc<Self>, circuit: &Arc<Circuit>) -> Result<(PathSend, PathRecv), PathError> {
         let Ok(permit) = self.permits.acquire().await else { return Err(gone(circuit)) };
         permit.forget();
+        self.begin_on(circuit)
+    }
+
+    /// The same if nothing has to be waited for.
+    pub(super) fn open_now(self: &Arc<Self>, circuit: &Arc<Circuit>) -> Option<Result<(PathSend, PathRecv), PathError>> {
+        self.permits.try_acquire().ok()?.forget();
+        Some(self.begin_on(circuit))
+    }
+
+    fn begin_on(self: &Arc<Self>, circuit: &Arc<Circuit>) -> Result<(PathSend, PathRecv), PathError> {
         let (lane, number) = self.begin(circuit)?;
         Ok(halves(lane, number, circuit))
     }
@@ -194,17 +204,19 @@ impl Lanes {
     pub(super) async fn accept(&self, circuit: &Arc<Circuit>) -> Result<(PathSend, PathRecv), PathError> {
         let (lane, number) = {
             let mut waiting = self.waiting.lock().await;
-            match waiting.try_recv() {
-                Ok(opened) => opened,
-                Err(_) => tokio::select! {
-                    biased;
-                    () = circuit.over() => return Err(gone(circuit)),
-                    Some(opened) = waiting.recv() => opened,
-                },
+            tokio::select! {
+                biased;
+                () = circuit.over() => return Err(gone(circuit)),
+                Some(opened) = waiting.recv() => opened,
             }
         };
-        lane.with(|table| table.accepted(number));
-        Ok(halves(lane, number, circuit))
+        Ok(accepted(lane, number, circuit))
+    }
+
+    /// The same if one waits already.
+    pub(super) fn accept_now(&self, circuit: &Arc<Circuit>) -> Option<(PathSend, PathRecv)> {
+        let (lane, number) = self.waiting.try_lock().ok()?.try_recv().ok()?;
+        Some(accepted(lane, number, circuit))
     }
 
     /// Takes in relayed streams until the circuit is over.
@@ -439,6 +451,11 @@ async fn end_with(over: impl Future<Output = ()>, carried: impl Future<Output = 
     if let Some(circuit) = circuit.upgrade() {
         circuit.broken(&why.to_string());
     }
+}
+
+fn accepted(lane: Arc<Lane>, number: u64, circuit: &Arc<Circuit>) -> (PathSend, PathRecv) {
+    lane.with(|table| table.accepted(number));
+    halves(lane, number, circuit)
 }
 
 fn halves(lane: Arc<Lane>, number: u64, circuit: &Arc<Circuit>) -> (PathSend, PathRecv) {

@@ -21,6 +21,7 @@ pub use self::direct::OneMore;
 pub(crate) use self::direct::canonical;
 use self::direct::{Direct, PlainRecv, PlainSend};
 use self::halves::{CircuitRecv, CircuitSend};
+use super::turns::Account;
 use crate::id::NodeId;
 use crate::proto::close::{CloseCode, StreamCode};
 
@@ -78,6 +79,8 @@ fn code_text(code: CloseCode) -> &'static str {
         CloseCode::Version => "no protocol version in common",
         CloseCode::WrongKey => "it dialled another key",
         CloseCode::Lost => "it has lost the way here",
+        CloseCode::Asked => "its owner is asked",
+        CloseCode::Replaced => "another process with our key took our place",
     }
 }
 
@@ -96,13 +99,22 @@ use Carrier::{Circuit as Relayed, Direct as Own};
 // What waits on a circuit is boxed: else every call on a link of its own would be moved about with room for it.
 
 impl Link {
-    pub(super) fn new(connection: quinn::Connection, peer: NodeId, dialled: bool, counted: Counted) -> Self {
-        Self(Own(Direct::new(connection, peer, dialled, counted)))
+    pub(super) fn new(connection: quinn::Connection, peer: NodeId, dialled: bool, counted: Counted, account: Account) -> Self {
+        Self(Own(Direct::new(connection, peer, dialled, counted, account)))
     }
 
     /// A circuit, as a link to whoever is at its other end.
     pub fn relayed(circuit: Arc<Circuit>) -> Self {
         Self(Relayed(circuit))
+    }
+
+    /// The work that this link makes is that of whoever is at its other end. Of a circuit this is what is done here; the relay's link pays
+    /// for itself.
+    pub fn paid_by(&self, account: &Account) {
+        match &self.0 {
+            Own(link) => link.account().paid_by(account),
+            Relayed(circuit) => circuit.account().paid_by(account),
+        }
     }
 
     /// Whether others carry it.
@@ -164,7 +176,7 @@ impl Link {
     pub async fn open(&self) -> Result<(PathSend, PathRecv), PathError> {
         match &self.0 {
             Own(link) => link.open().await.map(|(send, recv)| (PathSend::Plain(send), PathRecv::Plain(recv))),
-            Relayed(circuit) => Box::pin(circuit.open()).await,
+            Relayed(circuit) => circuit.open().await,
         }
     }
 
@@ -172,7 +184,7 @@ impl Link {
     pub async fn accept(&self) -> Result<(PathSend, PathRecv), PathError> {
         match &self.0 {
             Own(link) => link.accept().await.map(|(send, recv)| (PathSend::Plain(send), PathRecv::Plain(recv))),
-            Relayed(circuit) => Box::pin(circuit.accept()).await,
+            Relayed(circuit) => circuit.accept().await,
         }
     }
 
@@ -259,10 +271,21 @@ pub enum PathSend {
 
 impl PathSend {
     /// Hands bytes to QUIC; waits while there is no room. Not cancel-safe: a dropped write may have sent a part.
-    pub async fn write(&mut self, bytes: Bytes) -> Result<(), PathError> {
+    pub async fn write(&mut self, mut bytes: Bytes) -> Result<(), PathError> {
+        self.write_all(&mut bytes, false).await
+    }
+
+    /// The same, and takes them off their front. `last`: no more bytes follow; that the peer stopped reading meanwhile is no error then.
+    pub async fn write_all(&mut self, bytes: &mut Bytes, last: bool) -> Result<(), PathError> {
         match self {
-            PathSend::Plain(send) => send.write(bytes).await,
-            PathSend::Sealed(send) => Box::pin(send.write(bytes)).await,
+            PathSend::Plain(send) => {
+                send.write_all(bytes).await?;
+                if last {
+                    let _ = send.finish();
+                }
+                Ok(())
+            }
+            PathSend::Sealed(send) => send.write_all(bytes, last).await,
         }
     }
 
@@ -271,7 +294,7 @@ impl PathSend {
     pub async fn write_some(&mut self, bytes: &mut Bytes) -> Result<(), PathError> {
         match self {
             PathSend::Plain(send) => send.write_some(bytes).await,
-            PathSend::Sealed(send) => Box::pin(send.write_some(bytes)).await,
+            PathSend::Sealed(send) => send.write_some(bytes).await,
         }
     }
 
@@ -332,7 +355,7 @@ impl PathRecv {
     pub async fn read(&mut self) -> Result<Option<Bytes>, PathError> {
         match self {
             PathRecv::Plain(recv) => recv.read().await,
-            PathRecv::Sealed(recv) => Box::pin(recv.read()).await,
+            PathRecv::Sealed(recv) => recv.read().await,
         }
     }
 
@@ -340,7 +363,7 @@ impl PathRecv {
     pub async fn read_up_to(&mut self, most: usize) -> Result<Option<Bytes>, PathError> {
         match self {
             PathRecv::Plain(recv) => recv.read_up_to(most).await,
-            PathRecv::Sealed(recv) => Box::pin(recv.read()).await,
+            PathRecv::Sealed(recv) => recv.read().await,
         }
     }
 

@@ -13,7 +13,7 @@ use serde::{Deserialize, Deserializer, de};
 use toml::Spanned;
 use toml::de::DeTable;
 
-use super::{Config, Expose, Forward, Groups, Limits, PeerRef, Prefix, Profile, RelayMode};
+use super::{Config, Expose, Forward, Groups, Limits, PeerRef, Prefix, Profile, Rate, RateRule, RelayMode, Strangers};
 use crate::node::home::{Home, files};
 use crate::policy::{Action, Effect, Pattern, Rule, Source, Subject};
 use crate::tunnel::{check_name, check_target, parse_listen};
@@ -58,23 +58,33 @@ pub enum ConfigError {
 impl Config {
     /// Reads the `volt.toml` of a home; without one, it is [`Config::default`] with that home.
     pub fn read(home: &Home) -> Result<Self, ConfigError> {
+        Self::from_bytes(home, &Self::bytes(home)?)
+    }
+
+    /// What the `volt.toml` of a home holds, whatever that is; nothing, if there is none.
+    pub(in crate::node) fn bytes(home: &Home) -> Result<Vec<u8>, ConfigError> {
         let path = home.file(files::CONFIG);
         let mut bytes = Vec::new();
         match File::open(&path).and_then(|file| file.take(FILE_BYTES + 1).read_to_end(&mut bytes)) {
-            Err(source) if source.kind() == io::ErrorKind::NotFound => {}
-            Err(source) => return Err(ConfigError::Read { path, source }),
+            Err(source) if source.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+            Err(source) => Err(ConfigError::Read { path, source }),
             Ok(read) if read as u64 > FILE_BYTES => {
                 let source = io::Error::new(io::ErrorKind::FileTooLarge, format!("it has more than {FILE_BYTES} bytes"));
-                return Err(ConfigError::Read { path, source });
+                Err(ConfigError::Read { path, source })
             }
-            Ok(_) => {}
+            Ok(_) => Ok(bytes),
         }
-        let text = String::from_utf8(bytes).map_err(|error| {
-            let valid = error.utf8_error().valid_up_to();
+    }
+
+    /// Reads what the `volt.toml` of that home held.
+    pub(in crate::node) fn from_bytes(home: &Home, bytes: &[u8]) -> Result<Self, ConfigError> {
+        let path = home.file(files::CONFIG);
+        let text = std::str::from_utf8(bytes).map_err(|error| {
+            let valid = error.valid_up_to();
             let message = "this is not UTF-8: save the file as UTF-8 text".to_owned();
-            at(&path, &String::from_utf8_lossy(&error.as_bytes()[..valid]), valid, message)
+            at(&path, &String::from_utf8_lossy(&bytes[..valid]), valid, message)
         })?;
-        Ok(Self { home: Some(home.path().to_owned()), ..Self::from_toml(&text, &path)? })
+        Ok(Self { home: Some(home.path().to_owned()), ..Self::from_toml(text, &path)? })
     }
 
     /// Reads the text of a `volt.toml`; `path` is for errors only.
@@ -119,6 +129,8 @@ struct Written {
     forward: Vec<WrittenForward>,
     #[serde(default)]
     open: bool,
+    #[serde(default, deserialize_with = "strangers")]
+    strangers: Strangers,
     #[serde(default)]
     exempt: Vec<Parsed<Prefix>>,
     #[serde(default)]
@@ -127,14 +139,18 @@ struct Written {
     groups: Groups,
     #[serde(default)]
     rule: Vec<Spanned<WrittenRule>>,
+    #[serde(default)]
+    rate: Vec<Spanned<WrittenRate>>,
 }
 
 impl Written {
     fn unknown_group(&self) -> Option<(Range<usize>, String)> {
-        self.rule.iter().find_map(|rule| match rule.get_ref().0.subject() {
+        let rules = self.rule.iter().map(|rule| (rule.span(), rule.get_ref().0.subject(), "rule"));
+        let rates = self.rate.iter().map(|rate| (rate.span(), &rate.get_ref().0.who, "rate"));
+        rules.chain(rates).find_map(|(span, subject, what)| match subject {
             Subject::Group(name) if !self.groups.contains_key(name) => Some((
-                rule.span(),
-                format!("there is no group `{name}`: add it under [groups], with its members, or correct the rule"),
+                span,
+                format!("there is no group `{name}`: add it under [groups], with its members, or correct the {what}"),
             )),
             _ => None,
         })
@@ -156,7 +172,9 @@ impl Written {
             rules: self.rule.into_iter().map(|rule| rule.into_inner().0).collect(),
             groups: self.groups,
             open: self.open,
+            strangers: self.strangers,
             exempt: Prefix::LOOPBACK.into_iter().chain(self.exempt.into_iter().map(|prefix| prefix.0)).collect(),
+            rates: self.rate.into_iter().map(|rate| rate.into_inner().0).collect(),
             limits: self.limits,
         }
     }
@@ -187,6 +205,36 @@ impl TryFrom<RuleFields> for WrittenRule {
         let resource = fields.resource.unwrap_or_else(Pattern::everything);
         Rule::new(effect, subject, fields.action, resource, Source::Config).map(Self).map_err(|error| error.to_string())
     }
+}
+
+#[derive(Deserialize)]
+#[serde(try_from = "RateFields")]
+struct WrittenRate(RateRule);
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RateFields {
+    #[serde(default = "Pattern::everything")]
+    method: Pattern,
+    #[serde(default = "anyone")]
+    who: Subject,
+    per_second: u32,
+    burst: Option<u32>,
+}
+
+impl TryFrom<RateFields> for WrittenRate {
+    type Error = String;
+
+    fn try_from(fields: RateFields) -> Result<Self, String> {
+        let RateFields { method, who, per_second, burst } = fields;
+        let rate = Rate { per_second, burst: burst.unwrap_or(per_second) };
+        rate.check()?;
+        Ok(Self(RateRule { method, who, rate }))
+    }
+}
+
+fn anyone() -> Subject {
+    Subject::Anyone
 }
 
 #[derive(Deserialize)]
@@ -287,6 +335,14 @@ fn relay<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<RelayMode>
     }
 }
 
+fn strangers<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Strangers, D::Error> {
+    match String::deserialize(deserializer)?.as_str() {
+        "ask" => Ok(Strangers::Ask),
+        "refuse" => Ok(Strangers::Refuse),
+        _ => Err(de::Error::custom("strangers is \"ask\" (the owner decides, see `volt requests`) or \"refuse\"")),
+    }
+}
+
 /// The parser's message, and what to do where it leaves that open.
 fn advised(message: &str) -> String {
     let advice = if message.starts_with("unknown field") {
@@ -343,6 +399,8 @@ mod tests {
     #[test]
     fn the_example_is_read_and_means_what_it_says() {
         let config = read(EXAMPLE).unwrap();
+        let camera = RateRule { method: "camera/*".parse().unwrap(), who: Subject::Anyone, rate: Rate::per_second(10).burst(20) };
+        assert_eq!(config.rates, [camera]);
         assert_eq!(
             (config.name.as_deref(), config.limits.sessions, config.limits.resume_window.as_secs()),
             (Some("kitchen"), 1_000, 300)
@@ -385,6 +443,15 @@ mod tests {
             ("[[rule]]\nallow = \"*\"\naction = \"cal\"", "volt.toml:3:10: `cal` is no action; the actions are connect, call"),
             ("[[rule]]\nallow = \"*\"\naction = \"call\"\nresource = \"greeter\"", "write `greeter/*` for the whole service"),
             ("open = false\n[[rule]]\nallow = \"@pals\"\naction = \"connect\"", "volt.toml:2:1: there is no group `pals`"),
+            ("[[rate]]\nmethod = \"a/*\"", "missing field `per_second`"),
+            ("[[rate]]\nper_second = 0", "volt.toml:1:1: per_second of a rate is 0, and may be 1 to 1000000"),
+            ("[[rate]]\nper_second = 1\nburst = 2_000_000", "burst of a rate is 2000000"),
+            (
+                "[[rate]]\nper_second = 1\nwho = \"@pals\"",
+                "there is no group `pals`: add it under [groups], with its members, or correct the rate",
+            ),
+            ("[limits]\njournal_files = 1", "volt.toml:2:1: journal_files is 1, and may be 2 to 100"),
+            ("[limits]\nhello = \"0s\"", "volt.toml:2:1: hello is 0s, and may be 1s to 60s"),
             ("[[expose]]\nname = \"a b\"\ntarget = \"a:1\"", "volt.toml:2:8: the name of what is exposed is letters"),
             ("[[expose]]\nname = \"a\"\ntarget = \"a\"", "volt.toml:3:10: a target is HOST:PORT"),
             ("[[expose]]\nname = \"a\"", "missing field `target`"),

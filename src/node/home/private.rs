@@ -5,7 +5,12 @@ use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
+use rustix::fs::OFlags;
+
 use super::HomeError;
+
+/// For `custom_flags`: a link at the end of the path is not followed, and opening it fails.
+pub(in crate::node) const NO_LINK: i32 = OFlags::NOFOLLOW.bits().cast_signed();
 
 /// Refuses what is no directory, belongs to another user, or lets others in. Does not follow a link at the end of the path.
 pub(in crate::node) fn check_directory(path: &Path) -> Result<(), HomeError> {
@@ -56,7 +61,7 @@ pub(in crate::node) fn sync_parent(path: &Path) -> io::Result<()> {
 }
 
 fn write_new(path: &Path, content: &[u8]) -> io::Result<()> {
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).custom_flags(NO_LINK).open(path)?;
     file.write_all(content)?;
     file.sync_all()
 }

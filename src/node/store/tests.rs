@@ -245,3 +245,84 @@ fn a_changed_byte_is_noticed_or_changes_nothing() {
     }
     assert!(refused > 0);
 }
+
+fn invitation(uses: u32) -> Invitation {
+    let hash = crate::id::InviteSecret::from_bytes([7; 16]).hash();
+    let may = vec!["call a/*".parse().unwrap(), "call b/*".parse().unwrap()];
+    Invitation { hash, uses, used: Vec::new(), made_unix_ms: 10, expires_unix_ms: 20, may, by: None }
+}
+
+#[test]
+fn who_is_in_by_an_invitation_uses_it_again_for_nothing_new_and_who_was_put_out_does_not() {
+    let (_dir, store) = store();
+    let invitation = invitation(1);
+    store.add_invitation(&invitation).unwrap();
+    let by = |who: u8, now| store.use_invitation(&invitation.hash, &id(who), now).unwrap();
+    assert_eq!(by(1, 20), None, "it has expired");
+    let used = by(1, 19).unwrap();
+    assert_eq!((used.rules.len(), used.new, used.good), (3, true, false));
+    assert_eq!(store.rules().unwrap().len(), 3);
+    assert_eq!(by(2, 19), None, "it is used up");
+    assert_eq!(by(1, 19), Some(Use { new: false, ..used.clone() }));
+    // What was taken from it meanwhile does not come back.
+    let call = used.rules.iter().find(|rule| rule.action() == Action::Call).unwrap();
+    store.remove_rule(call.id()).unwrap();
+    assert_eq!(by(1, 19).unwrap().rules.len(), 2);
+    let connect = used.rules.iter().find(|rule| rule.action() == Action::Connect).unwrap();
+    store.remove_rule(connect.id()).unwrap();
+    assert_eq!(by(1, 19), None, "it was put out");
+    assert_eq!(store.rules().unwrap().len(), 1);
+}
+
+#[test]
+fn others_never_fill_the_room_in_which_the_owner_says_no() {
+    let (_dir, store) = store();
+    let permits = |from: u64, to: u64| -> Vec<Rule> {
+        let grant = |number: u64| format!("call s{number}/*").parse::<crate::policy::Grant>().unwrap().to(id(1));
+        (from..to).map(grant).collect()
+    };
+    store.add_rules(&permits(0, RULES - RULES_LEFT)).unwrap();
+    let invitation = invitation(5);
+    store.add_invitation(&invitation).unwrap();
+    let full = RULES - RULES_LEFT;
+    assert!(
+        matches!(store.use_invitation(&invitation.hash, &id(2), 15), Err(StoreError::Full { what: "rules", most }) if most == full)
+    );
+    assert!(store.invitations(15).unwrap()[0].used.is_empty(), "all of it or nothing");
+    assert!(matches!(store.add_rules(&permits(RULES, RULES + 2)), Err(StoreError::Full { .. })));
+    store.add_rule(&Rule::denies(id(2))).unwrap();
+    // Even when the owner has filled the rest.
+    raw(&store, |txn| {
+        let mut table = txn.open_table(RULE_TABLE).unwrap();
+        for rule in permits(RULES, RULES + RULES_LEFT - 1) {
+            table.insert(rule.id(), serde_json::to_string(&rule).unwrap().as_str()).unwrap();
+        }
+    });
+    assert!(matches!(store.add_rule(&Rule::denies(id(1))), Err(StoreError::Full { .. })));
+    assert_eq!(store.revoke(&id(1), &Rule::denies(id(1))).unwrap().removed.len() as u64, RULES - 1);
+    assert_eq!(store.rules().unwrap().len(), 2);
+}
+
+#[test]
+fn what_somebody_had_made_from_afar_goes_with_its_leave() {
+    let (_dir, store) = store();
+    let (own, its) =
+        (invitation(1), Invitation { by: Some(id(1)), hash: crate::id::InviteHash::from_bytes([9; 32]), ..invitation(1) });
+    store.add_invitation(&own).unwrap();
+    store.add_invitation(&its).unwrap();
+    assert!(store.revoke(&id(2), &Rule::denies(id(2))).unwrap().withdrawn.is_empty());
+    assert_eq!(store.revoke(&id(1), &Rule::denies(id(1))).unwrap().withdrawn, [its.hash]);
+    assert_eq!(store.invitations(15).unwrap(), [own]);
+}
+
+#[test]
+fn an_invitation_that_cannot_be_read_stops_nobody_and_can_be_taken_back() {
+    let (_dir, store) = store();
+    let (bad, good) = (crate::id::InviteHash::from_bytes([9; 32]), invitation(1));
+    raw(&store, |txn| drop(txn.open_table(INVITATION_TABLE).unwrap().insert(bad.as_bytes(), "{\"uses\":").unwrap()));
+    store.add_invitation(&good).unwrap();
+    assert_eq!(store.invitations(15).unwrap(), std::slice::from_ref(&good));
+    assert!(store.use_invitation(&bad, &id(1), 15).is_err());
+    assert!(store.remove_invitation(&bad.short()).unwrap() && !store.remove_invitation(&bad.short()).unwrap());
+    assert!(store.use_invitation(&good.hash, &id(1), 15).unwrap().is_some());
+}

@@ -16,9 +16,7 @@ use crate::proto::frame::{self, Frames};
 use crate::proto::stream::Purpose;
 use crate::service::error::{CallError, Outcome};
 use crate::service::item::{Charge, Items, put_message, put_message_head};
-use crate::session::{
-    Attached, Calling, Core, Peer, SMALL_BODY_BYTES, Session, Share, StreamError, StreamRecv, StreamSend, WaitError,
-};
+use crate::session::{Attached, Calling, Core, Peer, SMALL_BODY_BYTES, Session, Share, StreamError, StreamRecv, StreamSend};
 
 impl Call<'_> {
     /// Sends a call until it is answered, on one session after the other.
@@ -37,7 +35,8 @@ impl Call<'_> {
             };
             // That this attempt was not sent says nothing of those before.
             let error = if error.outcome() == Outcome::NotSent { before.take().unwrap_or(error) } else { error };
-            if !progress.session_ended.swap(false, Relaxed) {
+            let refused = matches!(error, CallError::Refused { .. });
+            if refused || !progress.session_ended.swap(false, Relaxed) {
                 return Err(error);
             }
             before = (error.outcome() == Outcome::Unknown).then_some(error);
@@ -103,7 +102,7 @@ impl Call<'_> {
                 Ok(()) | Err(StreamError::Stopped(_)) => return Ok((Opened { send, guard }, recv)),
                 Err(error) => {
                     progress.failed_on(attached.core());
-                    return Err(CallError::OutcomeUnknown(error.to_string()));
+                    return Err(error.into());
                 }
             }
         }
@@ -160,10 +159,7 @@ async fn attached(
     if fail_fast && session.owner().attached().is_none() {
         return Err(CallError::NotSent("the peer is not connected".into()));
     }
-    session.attached_by(deadline, lost, fail_fast).await.map_err(|error| match error {
-        WaitError::TimedOut(None) => CallError::DeadlineExceeded { sent: false },
-        error => CallError::NotSent(error.to_string()),
-    })
+    Ok(session.attached_by(deadline, lost, fail_fast).await?)
 }
 
 /// What is known of a call while it is made.
@@ -200,8 +196,13 @@ pub struct InFlight {
 impl InFlight {
     /// Waits while too many calls are in flight.
     async fn new(peer: &Arc<Peer>) -> Result<Self, CallError> {
-        let permit = peer.calls().clone().acquire_owned().await;
-        let permit = permit.map_err(|_| CallError::NotSent("the node has stopped".into()))?;
+        let permit = match peer.calls().clone().try_acquire_owned() {
+            Ok(permit) => permit,
+            Err(_) => {
+                let permit = Box::pin(peer.calls().clone().acquire_owned()).await;
+                permit.map_err(|_| CallError::NotSent("the node has stopped".into()))?
+            }
+        };
         Ok(Self { peer: peer.clone(), permit: Some(permit), calling: None, charge: None })
     }
 }

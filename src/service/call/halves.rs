@@ -54,7 +54,7 @@ impl<T: Serialize> CallSender<T> {
             write_message(&mut send, Vec::new(), body).await
         };
         let written = within(self.deadline, true, write).await?;
-        written.map_err(|error| CallError::OutcomeUnknown(error.to_string()))?;
+        written?;
         self.send = Some(send);
         Ok(())
     }
@@ -138,6 +138,7 @@ async fn next_message(items: &mut Items) -> Result<Option<(Bytes, Charge)>, Call
         }
         Ok(Item::End) => Err(CallError::OutcomeUnknown("the callee broke off".into())),
         Err(ItemError::Stream(StreamError::Reset(_))) => Err(CallError::OutcomeUnknown("the callee broke off".into())),
+        Err(ItemError::Stream(error)) => Err(error.into()),
         Err(error) => Err(CallError::OutcomeUnknown(error.to_string())),
     }
 }

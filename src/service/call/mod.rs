@@ -4,6 +4,7 @@ mod attempt;
 mod halves;
 
 use std::borrow::Cow;
+use std::pin::pin;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
@@ -169,13 +170,14 @@ impl<'a> Call<'a> {
         let progress = Progress::default();
         let bounds = self.bounds();
         let deadline = Instant::now() + self.timeout.unwrap_or(bounds.call_deadline).min(bounds.call_deadline_max);
-        let whole = async {
+        // Pinned where it is: taken by value it would be moved, as large as it is.
+        let whole = pin!(async {
             match (self.to, &self.idempotency_key) {
                 (Target::Session(session), None) => self.attempt(session, self.fail_fast, body, deadline, &progress).await,
                 (Target::Session(session), Some(_)) => Box::pin(self.repeated(session, body.into(), deadline, &progress)).await,
                 (Target::Providers(providers), _) => Box::pin(providers.unary(&self, body.into(), deadline, &progress)).await,
             }
-        };
+        });
         match timeout_at(deadline, whole).await {
             Ok(answer) => answer,
             Err(_) => Err(CallError::DeadlineExceeded { sent: progress.sent.load(Relaxed) }),

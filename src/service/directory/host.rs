@@ -15,7 +15,7 @@ use crate::proto::frame::put_message;
 use crate::proto::limits;
 use crate::proto::status::{Code, Status};
 use crate::service::describe::OWN_SERVICE;
-use crate::session::{Core, Serving, Share, StreamRecv, StreamSend};
+use crate::session::{Core, Limit, Serving, Share, StreamRecv, StreamSend};
 
 /// Serves a stream to its end. The session's end drops it, and what was registered goes with the session.
 pub(in crate::service) fn serve(directory: Directory, mut send: StreamSend, recv: StreamRecv) -> Serving {
@@ -87,7 +87,9 @@ fn may_register(core: &Core, listing: &Listing, name: &str) -> Result<(), Status
         let text = "a visitor registers nothing: it is nobody's presence; start a node";
         return Err(Status::new(Code::FailedPrecondition, text));
     }
-    is_permitted(core, name)?;
+    if !core.uses(Action::Register, name) {
+        return Err(denied());
+    }
     if listing.name != name {
         return Err(Status::new(Code::InvalidArgument, "a registration keeps its name"));
     }
@@ -98,8 +100,11 @@ fn may_register(core: &Core, listing: &Listing, name: &str) -> Result<(), Status
 }
 
 fn is_permitted(core: &Core, name: &str) -> Result<(), Status> {
-    let refused = || Status::new(Code::PermissionDenied, "policy does not allow this registration");
-    core.may(Action::Register, name).then_some(()).ok_or_else(refused)
+    core.may(Action::Register, name).then_some(()).ok_or_else(denied)
+}
+
+fn denied() -> Status {
+    Status::new(Code::PermissionDenied, "policy does not allow this registration")
 }
 
 /// Tells what is there, and, of a watch, what changes.
@@ -107,6 +112,7 @@ async fn tell(directory: Directory, core: Arc<Core>, query: &Query, mut send: St
     let permit = if watches { directory.watch_permit(&core) } else { None };
     let judge = match Judge::new(directory.clone(), Some(core.clone()), query) {
         Ok(_) if watches && permit.is_none() => {
+            core.limited(Limit::Watches);
             let text = format!("this session has {} watches, and that is the most", limits::WATCHES);
             Err(Status::new(Code::ResourceExhausted, text))
         }

@@ -7,7 +7,7 @@ use super::own;
 use super::shared::Directory;
 use crate::policy::{Action, Pattern, PatternError};
 use crate::proto::directory::{Found, Mode, Query, Scope};
-use crate::session::Core;
+use crate::session::{Core, Limit};
 use crate::state::directory::{Entry, Key};
 
 /// Looks at a directory for somebody who asked something.
@@ -85,6 +85,11 @@ impl Judge {
     }
 
     /// Whether the provider means this peer to find it.
+    /// A limit turns the reader away, if it is a peer.
+    pub fn limited(&self, limit: Limit) {
+        self.eyes.iter().for_each(|core| core.limited(limit));
+    }
+
     fn is_meant(&mut self, core: &Core, mode: &Mode) -> bool {
         match mode {
             Mode::Public => true,

@@ -22,7 +22,7 @@ use crate::proto::directory::Listing;
 use crate::proto::limits;
 use crate::proto::status::{Code, Status};
 use crate::service::Registry;
-use crate::session::{Attached, Core, Event};
+use crate::session::{Attached, Core, Event, Limit};
 use crate::state::directory::{self, Behind, Bounds, Change, Entry, Key, Refusal};
 
 /// The directory of a node, for its owner, who sees everything. Clones share it.
@@ -51,10 +51,10 @@ pub(super) struct WatchPermit(Directory, (NodeId, SessionId));
 pub(super) struct Watched(Directory, usize);
 
 impl Directory {
-    pub(in crate::service) fn new(own: NodeId, registry: Registry, runtime: Handle) -> Self {
+    pub(in crate::service) fn new(own: NodeId, registry: Registry, runtime: Handle, registrations: usize) -> Self {
         // Above whatever the process before has given, whatever it did: a number for each microsecond is more than it can give.
         let first = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_micros() as u64);
-        let machine = directory::Directory::new(own, first, Bounds::default());
+        let machine = directory::Directory::new(own, first, Bounds { registrations, ..Bounds::default() });
         let directory = Self(Arc::new(Inner {
             own,
             registry: registry.clone(),
@@ -137,7 +137,10 @@ impl Directory {
                 }
                 // Its stream was faster than the word that the session is there.
                 Err(Refusal::NotPresent) => drop(arrived.changed().await),
-                Err(refusal) => return Err(Status::new(Code::ResourceExhausted, refusal.to_string())),
+                Err(refusal) => {
+                    core.limited(Limit::Registrations);
+                    return Err(Status::new(Code::ResourceExhausted, refusal.to_string()));
+                }
                 Ok(number) => return Ok(number),
             }
         }

@@ -42,6 +42,8 @@ impl Talk {
     }
 
     async fn frame(&mut self) -> Result<Bytes, TalkEnd> {
+        // There may be very many of them, and others are to have their turn.
+        tokio::task::coop::consume_budget().await;
         loop {
             match self.frames.next_frame() {
                 Ok(Some(frame)) => return Ok(frame),

@@ -10,6 +10,7 @@ use super::shared::{Directory, Watched};
 use crate::policy::PolicyWatch;
 use crate::proto::directory::{Found, Told};
 use crate::proto::status::{Code, Status};
+use crate::session::Limit;
 use crate::state::directory::{Behind, Entry, Key};
 
 /// Entries, or changes, that are looked at without letting go.
@@ -87,6 +88,7 @@ impl<E: Ear> Teller<E> {
                     self.walk().await?;
                 }
                 if !self.watched.count(self.known.len()) {
+                    self.judge.limited(Limit::Watched);
                     let text = "the watchers of this node were told of too much already";
                     self.say(Told::Refused(Status::new(Code::ResourceExhausted, text)));
                     self.flush().await?;

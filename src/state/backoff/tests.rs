@@ -290,6 +290,27 @@ fn a_peer_that_refuses_attempts_beside_its_session_is_left_alone_until_that_is_l
 }
 
 #[test]
+fn while_the_peers_owner_decides_it_is_asked_every_few_seconds() {
+    for (profile, (shortest, longest), first) in
+        [(Profile::Active, ASKED, limits::BACKOFF_FIRST), (Profile::Battery, ASKED_ON_BATTERY, BATTERY.0)]
+    {
+        let mut peer = Peer::new(profile);
+        let mut todo = peer.input(Input::Tick);
+        for _ in 0..20 {
+            let dial = todo.dial.expect("it is time");
+            let waits = peer.input(Input::Asked(dial.attempt)).wake.unwrap() - peer.now;
+            assert!((shortest..=longest).contains(&waits), "{waits:?}");
+            peer.now += waits;
+            todo = peer.input(Input::Tick);
+        }
+        // One that does not answer any more is another matter.
+        let dial = todo.dial.expect("it is time");
+        assert!(peer.input(Input::Failed(dial.attempt)).wake.unwrap() <= peer.now + first);
+        assert_eq!(peer.input(Input::Asked(dial.attempt)).dial, None, "it has ended already");
+    }
+}
+
+#[test]
 fn while_suspended_nothing_is_dialled_and_afterwards_at_once() {
     let (mut peer, todo) = Peer::lost(Profile::Active);
     let (dial, _) = peer.dial(todo);

@@ -203,6 +203,27 @@ fn a_path_is_suspect_a_second_after_an_unanswered_ping_and_until_anything_answer
 }
 
 #[test]
+fn a_path_in_steady_use_that_dies_is_suspect_after_two_seconds() {
+    for died in (1..3_000).step_by(7).map(|after| after * MS) {
+        let mut judge = Judge::new(Profile::Active, Profile::Active);
+        let (mut step, mut at) = (judge.tick(Duration::ZERO), Duration::ZERO);
+        while !step.suspect {
+            at += MS;
+            // A call each 5 ms, answered 2 ms later.
+            let woken = at.as_millis() % 5 == 0 && judge.pulse.sent(1);
+            if at.as_millis() % 5 == 2 && (5 * MS..died).contains(&at) {
+                judge.pulse.acked(1);
+            }
+            if woken || at >= judge.wake(step) {
+                step = judge.tick(at);
+            }
+        }
+        assert!(at >= died + SUSPECT_AFTER, "{died:?}: {at:?}");
+        assert!(at <= died + ASK_AFTER + SUSPECT_AFTER + 5 * MS, "{died:?}: {at:?}");
+    }
+}
+
+#[test]
 fn an_acknowledgement_clears_a_suspicion_too() {
     let mut judge = Judge::new(Profile::Active, Profile::Active);
     let _ = judge.pulse.sent(2);

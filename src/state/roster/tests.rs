@@ -31,6 +31,25 @@ fn a_new_link_replaces_an_older_one_even_if_we_believe_in_that() {
 }
 
 #[test]
+fn a_process_is_replaced_when_another_one_has_its_session_and_not_by_a_hello() {
+    let (mut roster, peer) = roster(true);
+    roster.greeted(peer, 1, Role::Node, BOOT, 1);
+    roster.holds(peer, BOOT);
+    roster.greeted(peer, 2, Role::Node, REBOOT, 1);
+    assert!(!roster.has_been_replaced(peer, BOOT), "that one may come to nothing");
+    roster.greeted(peer, 3, Role::Node, BOOT, 1);
+    roster.holds(peer, REBOOT);
+    assert!(roster.has_been_replaced(peer, BOOT) && !roster.has_been_replaced(peer, REBOOT));
+    assert!(roster.is_news(peer, BOOT) && !roster.is_news(peer, BOOT), "once");
+    assert!(!roster.is_news(peer, REBOOT));
+    // Let back when the later one has gone.
+    roster.holds(peer, BOOT);
+    assert!(!roster.has_been_replaced(peer, BOOT) && roster.has_been_replaced(peer, REBOOT));
+    (3..20).for_each(|boot| roster.holds(peer, BootId([boot; 16])));
+    assert!(!roster.has_been_replaced(peer, BOOT), "the last few are remembered");
+}
+
+#[test]
 fn a_peer_is_greeted_beside_a_link_only_while_that_is_suspect() {
     let (mut roster, peer) = roster(true);
     roster.suspect(peer, true);

@@ -10,14 +10,13 @@
 //!
 //! Without resumption (`keeps` is false) nothing is kept or acknowledged, and a stream is over with its two halves.
 
-use std::collections::HashMap;
-use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
 
 use bytes::Bytes;
 use thiserror::Error;
 
 use super::budget::Budget;
+use super::id_map::IdMap;
 use super::ids::{Accepted, Accepter, Allocator, IdError, Side};
 use crate::proto::control::{LiveStream, Progress, Run};
 use crate::proto::limits;
@@ -92,9 +91,9 @@ pub struct Streams<S> {
     attach: u64,
     allocator: Allocator,
     accepter: Accepter,
-    live: HashMap<u64, Stream<S>, BuildHasherDefault<IdHasher>>,
+    live: IdMap<Stream<S>>,
     /// Resets and stops of streams of the peer's that have not come yet: what is said beside a path stream may overtake it.
-    early: HashMap<u64, LiveStream, BuildHasherDefault<IdHasher>>,
+    early: IdMap<LiveStream>,
     /// Streams of ours that are over, and the peer does not know.
     over: Vec<u64>,
     /// Streams of which more has come than the peer knows.
@@ -144,8 +143,8 @@ impl<S: Default> Streams<S> {
             attach: 0,
             allocator: Allocator::new(side),
             accepter: Accepter::new(side.peer()),
-            live: HashMap::default(),
-            early: HashMap::default(),
+            live: IdMap::default(),
+            early: IdMap::default(),
             over: Vec::new(),
             news: Vec::new(),
             untold: 0,
@@ -641,24 +640,6 @@ impl<S> Stream<S> {
             self.state = Sends::Stopped(code);
             self.sending.clear(budget);
         }
-    }
-}
-
-/// Ids are spread well enough by an odd factor; who could choose them is bound to their order.
-#[derive(Debug, Default)]
-struct IdHasher(u64);
-
-impl Hasher for IdHasher {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, _bytes: &[u8]) {
-        unreachable!("the keys are integers");
-    }
-
-    fn write_u64(&mut self, id: u64) {
-        self.0 = id.wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(26);
     }
 }
 

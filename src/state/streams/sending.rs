@@ -51,7 +51,7 @@ impl Sending {
     /// Keeps as many of these bytes as there is room for, and says how many.
     pub fn push(&mut self, bytes: &Bytes, budget: &Budget) -> usize {
         if self.held + PIECE_BYTES + bytes.len() > self.cap {
-            self.grow(budget);
+            self.grow(self.held + PIECE_BYTES + bytes.len(), budget);
         }
         let room = self.cap.saturating_sub(self.held + PIECE_BYTES).min(bytes.len());
         if room > 0 {
@@ -74,6 +74,7 @@ impl Sending {
             self.front.advance(step);
             self.base += step as u64;
             self.held -= step;
+            budget.earn(step);
             if self.front.is_empty() {
                 self.held -= PIECE_BYTES;
                 self.front = self.rest.pop_front().unwrap_or_default();
@@ -113,14 +114,11 @@ impl Sending {
         self.cap - limits::STREAM_KEPT_BYTES
     }
 
-    /// More room for a stream that has shown that it uses what it has.
-    fn grow(&mut self, budget: &Budget) {
-        let first = self.cap == limits::STREAM_KEPT_BYTES;
+    /// More room: up to a point as much as is wanted, and beyond it for a stream that has shown that it uses what it has.
+    fn grow(&mut self, wanted: usize, budget: &Budget) {
         let used = self.base - self.grew_at >= self.cap as u64;
-        if !first && !used {
-            return;
-        }
-        let cap = if first { limits::STREAM_KEPT_NEXT_BYTES } else { (2 * self.cap).min(limits::STREAM_KEPT_MAX_BYTES) };
+        let most = if used { limits::STREAM_KEPT_MAX_BYTES } else { limits::STREAM_KEPT_NEXT_BYTES };
+        let cap = wanted.next_power_of_two().max(2 * self.cap).min(most);
         if cap > self.cap && budget.take(cap - self.cap) {
             self.cap = cap;
             self.grew_at = self.base;
@@ -169,14 +167,15 @@ mod tests {
 
     #[test]
     fn without_a_budget_a_stream_has_what_each_has() {
-        let budget = Budget::new(limits::STREAM_KEPT_BYTES);
+        // Less than the least it grows by.
+        let budget = Budget::new(limits::STREAM_KEPT_BYTES - 1);
         let mut sending = Sending::default();
         let room = limits::STREAM_KEPT_BYTES - PIECE_BYTES;
         assert_eq!(sending.push(&bytes(0, 1 << 20), &budget), room);
         assert_eq!((sending.push(&bytes(0, 1), &budget), budget.refused()), (0, 2));
         sending.forget(100, &budget);
         assert_eq!(sending.push(&bytes(0, 1 << 20), &budget), 100 - PIECE_BYTES);
-        assert_eq!((sending.check(), budget.left()), (0, limits::STREAM_KEPT_BYTES));
+        assert_eq!((sending.check(), budget.left()), (0, limits::STREAM_KEPT_BYTES - 1));
     }
 
     #[test]

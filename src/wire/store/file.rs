@@ -10,7 +10,6 @@ use redb::backends::FileBackend;
 use redb::{Builder, Database};
 
 use super::error::{AppendError, StoreError};
-use crate::proto::limits;
 
 /// What redb may keep in memory of one wire, in bytes. The newest chunks are in the ring; old ones are read in order.
 const CACHE_BYTES: usize = 2 << 20;
@@ -45,7 +44,7 @@ impl Place {
     }
 
     /// Whether the disk has room to spare.
-    pub fn has_room(&self) -> Result<(), AppendError> {
+    pub fn has_room(&self, least: u64) -> Result<(), AppendError> {
         #[cfg(test)]
         if let Place::Test(..) = self {
             return Ok(());
@@ -53,10 +52,10 @@ impl Place {
         let path = self.path();
         let Ok(disk) = rustix::fs::statvfs(path) else { return Ok(()) };
         let free = disk.f_bavail.saturating_mul(disk.f_frsize);
-        if free >= limits::WIRE_DISK_FREE_BYTES {
+        if free >= least {
             return Ok(());
         }
-        let (free, least) = (free >> 20, limits::WIRE_DISK_FREE_BYTES >> 20);
+        let (free, least) = (free >> 20, least >> 20);
         Err(AppendError::Full(format!("{free} MiB are free beside {}, and {least} MiB are left to others", path.display())))
     }
 }
@@ -76,6 +75,7 @@ pub(super) fn all(directory: &Path) -> Result<Vec<PathBuf>, StoreError> {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(StoreError::io("make", directory)(error)),
         _ => {}
     }
+    is_no_link(directory)?;
     let mut paths = Vec::new();
     for entry in fs::read_dir(directory).map_err(StoreError::io("read", directory))? {
         let path = entry.map_err(StoreError::io("read", directory))?.path();
@@ -85,6 +85,17 @@ pub(super) fn all(directory: &Path) -> Result<Vec<PathBuf>, StoreError> {
     }
     paths.sort();
     Ok(paths)
+}
+
+/// What is kept in the home stays there: whoever put a link there could have us write anywhere.
+fn is_no_link(path: &Path) -> Result<(), StoreError> {
+    match fs::symlink_metadata(path) {
+        Ok(metadata) if metadata.is_symlink() => {
+            let why = "it is a link, and wires are kept in the home itself: remove it, or mount there what it leads to";
+            Err(StoreError::io("use", path)(io::Error::other(why)))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Removes a wire's file, if it is there.
@@ -132,6 +143,7 @@ fn put(draft: &Path, path: &Path) -> io::Result<()> {
 }
 
 fn open(path: &Path) -> Result<Database, StoreError> {
+    is_no_link(path)?;
     let file = OpenOptions::new().read(true).write(true).open(path).map_err(StoreError::io("open", path))?;
     let length = file.metadata().map_err(StoreError::io("look at", path))?.len();
     // redb would begin anew in an empty one.

@@ -27,6 +27,7 @@ use self::file::Place;
 pub use self::file::{file_name, remove};
 pub use self::tables::Held;
 use self::tables::{FORMAT, Meta};
+use crate::proto::limits;
 use crate::proto::wire::{Options, PublisherId};
 use crate::state::wire::{Read, Segment};
 
@@ -51,6 +52,8 @@ pub struct Store {
     writer: Mutex<Writer>,
     /// Held for a moment only, except by whoever stores, who shares it.
     slot: RwLock<Slot>,
+    /// Nothing is stored when fewer bytes are free beside it.
+    free_least: u64,
     /// Set for good: what is in the file cannot be trusted.
     damaged: OnceLock<String>,
 }
@@ -100,7 +103,12 @@ impl Store {
         let (opened, meta, held) = open(&place)?;
         let writer = Mutex::new(Writer { held, failed: None, closed: false });
         let slot = RwLock::new(Slot { database: Some(opened), number: 0 });
-        Ok(Self { place, meta, writer, slot, damaged: OnceLock::new() })
+        Ok(Self { place, meta, writer, slot, free_least: limits::WIRE_DISK_FREE_BYTES, damaged: OnceLock::new() })
+    }
+
+    /// The same, that takes nothing when fewer bytes are free beside it.
+    pub fn leaving(self, free_least: u64) -> Self {
+        Self { free_least, ..self }
     }
 
     /// The wire's name.
@@ -135,7 +143,7 @@ impl Store {
     pub fn append(&self, batches: &[Batch], now_ms: u64) -> Result<u64, AppendError> {
         let mut writer = self.writer();
         self.ready(&mut writer)?;
-        self.place.has_room()?;
+        self.place.has_room(self.free_least)?;
         let committed = {
             let slot = self.slot.read().unwrap_or_else(PoisonError::into_inner);
             let database = slot.database.as_ref().and_then(Opened::get);

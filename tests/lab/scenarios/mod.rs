@@ -7,6 +7,8 @@ mod lossy;
 mod nat;
 mod outage;
 mod relayed;
+mod spoofed;
+mod strangers;
 mod tunnelled;
 mod uplink;
 
@@ -38,12 +40,19 @@ pub fn all() -> Vec<Scenario> {
         relayed::a_call_outlives_twenty_seconds_without_its_only_relay,
         tunnelled::a_session_and_a_download_outlive_a_restart_of_their_relay,
         tunnelled::a_session_and_a_download_outlive_an_outage_of_their_relay,
+        strangers::five_hundred_identities_of_one_address_keep_nobody_else_out,
+        strangers::a_burst_of_dials_from_one_address_slows_that_address_only,
         canaries::a_relay_sees_nothing_of_what_it_carries,
     ];
     all.push((
         "relayed_and_direct_throughput_with_loss_on_each_leg",
         true,
         relayed::relayed_and_direct_throughput_with_loss_on_each_leg,
+    ));
+    all.push((
+        "honest_dials_get_through_twenty_thousand_spoofed_ones_a_second",
+        true,
+        spoofed::honest_dials_get_through_twenty_thousand_spoofed_ones_a_second,
     ));
     all.push(("calls_and_bytes_per_second_by_loss", true, lossy::calls_and_bytes_per_second_by_loss));
     all

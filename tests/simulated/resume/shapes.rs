@@ -115,15 +115,28 @@ fn assert_right(book: &Book, (drawn, begun, got): &Made) {
     }
 }
 
-/// The streams of each end, and the calls it handles.
-async fn open_now(duo: &Duo) -> Vec<(usize, usize)> {
+/// The streams of each end, and the calls it handles; nothing where it has no path.
+async fn open_now(duo: &Duo) -> Vec<Option<(usize, usize)>> {
     let mut open = Vec::new();
     for node in &duo.nodes {
         let peers = node.peers().await.unwrap();
-        let info = peers.iter().find_map(|peer| peer.session.as_ref()).expect("it is connected");
-        open.push((info.streams, info.handling));
+        open.push(peers.iter().find_map(|peer| peer.session.as_ref()).map(|info| (info.streams, info.handling)));
     }
     open
+}
+
+/// Nothing is left at either end but its stream 0. On the worst of these links it may take a few seconds to say that the last is over, and
+/// the path may be lost over it.
+async fn assert_idle(duo: &Duo) {
+    let since = Instant::now();
+    loop {
+        let open = open_now(duo).await;
+        if open == [Some((1, 0)); 2] {
+            return;
+        }
+        assert!(since.elapsed() < Duration::from_secs(60), "streams that are left: {open:?}");
+        sleep(Duration::from_millis(10)).await;
+    }
 }
 
 /// Runs some calls both ways, with so many partitions at random moments. How many calls were in flight as each came.
@@ -131,11 +144,7 @@ async fn scenario(seed: u64, cuts: usize) -> Vec<usize> {
     let (network, mut random) = network(seed);
     let link = if cuts == 0 || random.random() { clean(&mut random) } else { rough(&mut random) };
     let duo = Duo::new(&network, seed, link).await;
-    // Its stream 0 is the one that stays; on a link as bad as this it may take a while.
-    let idle = vec![(1, 0), (1, 0)];
-    while open_now(&duo).await != idle {
-        sleep(Duration::from_millis(10)).await;
-    }
+    assert_idle(&duo).await;
     let mut calls = JoinSet::new();
     for number in 0..60 {
         let (session, book) = duo.by(number as usize % 2);
@@ -152,9 +161,7 @@ async fn scenario(seed: u64, cuts: usize) -> Vec<usize> {
     made.iter().for_each(|made| assert_right(&duo.books[made.0.plan.number as usize % 2], made));
     duo.joined_within(Duration::from_secs(30)).await;
     until(Duration::from_secs(10), || duo.books.iter().all(|book| book.running() == 0)).await;
-    sleep(Duration::from_secs(2)).await;
-    duo.joined_within(Duration::from_secs(30)).await;
-    assert_eq!(open_now(&duo).await, idle, "streams that are left");
+    assert_idle(&duo).await;
     duo.assert_survived().await;
     in_flight
 }

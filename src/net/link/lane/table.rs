@@ -7,7 +7,6 @@
 //! What carries on a direction that has moved brings all of it from its first byte, so it never waits for what is on the lane: with one
 //! window for both, that might wait for it.
 
-use std::collections::HashMap;
 use std::task::{Poll, Waker};
 
 use bytes::{Buf, Bytes};
@@ -16,6 +15,7 @@ use super::Broken;
 use super::frame::{End, Frame};
 use super::out::{Out, register};
 use crate::proto::limits;
+use crate::state::id_map::IdMap;
 
 /// The path streams of a lane. `P` is what carries the rest of a direction that has moved.
 #[derive(Debug)]
@@ -25,7 +25,7 @@ pub struct Table<P> {
     /// The number of the next stream.
     next: u64,
     live: usize,
-    streams: HashMap<u64, Stream<P>>,
+    streams: IdMap<Stream<P>>,
     out: Out,
     /// Streams the peer has opened that wait to be accepted.
     opened: Vec<u64>,
@@ -121,7 +121,7 @@ impl<P> Table<P> {
             opens,
             next: 0,
             live: 0,
-            streams: HashMap::new(),
+            streams: IdMap::default(),
             out: Out::default(),
             opened: Vec::new(),
             freed: 0,
@@ -319,6 +319,12 @@ impl<P> Table<P> {
         }
         stream.reader = Some(waker.clone());
         Ok(Read::Nothing)
+    }
+
+    /// Whether all of it has come on the lane, and was read.
+    pub fn has_read_all(&self, number: u64) -> bool {
+        let all = |stream: &Stream<P>| stream.coming == Some(End::Finished) && stream.came.is_empty() && stream.reset.is_none();
+        self.streams.get(&number).is_some_and(all)
     }
 
     /// Whether the peer gave up on a stream whose rest is being read. `waker` is woken when it does.
