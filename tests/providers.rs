@@ -250,3 +250,18 @@ async fn what_is_registered_at_one_volt_is_found_at_another_and_no_farther() {
         }
     }
 }
+
+#[tokio::test]
+async fn a_session_that_a_provider_keeps_outlives_those_who_called_it() {
+    let hub = hub().await;
+    let provider = Provider::new(&hub).await;
+    let session = provider.node.session(hub.id()).unwrap();
+    let before = session.id();
+    let providers = hub.providers_of("who").unwrap();
+    assert_eq!(ask(&providers).await.unwrap(), provider.id().to_string());
+    drop(providers);
+    // Whatever that made the hub do, it did before it answers this.
+    soon(session.ping(SOON)).await.unwrap();
+    assert_eq!(session.id(), before);
+    assert!(before.is_some());
+}

@@ -155,7 +155,7 @@ impl Drop for Guest {
         *count -= 1;
         if *count == 0 {
             held.remove(&id);
-            node.release(id);
+            node.let_go(id);
         }
     }
 }

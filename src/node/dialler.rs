@@ -85,7 +85,7 @@ impl Dialler for Borrowed {
         let only_here = held.only_here;
         sessions.remove(&id);
         if only_here {
-            self.hub.known_peer(id).into_iter().for_each(|peer| peer.release());
+            self.hub.known_peer(id).into_iter().for_each(|peer| peer.let_go());
             self.rules.release(id);
         }
     }

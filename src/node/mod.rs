@@ -383,6 +383,16 @@ impl Node {
         self.0.rules.release(id);
     }
 
+    /// Keeps no session with the peer any more, unless the peer does.
+    #[cfg(feature = "cli")]
+    pub(crate) fn let_go(&self, id: NodeId) {
+        self.0.borrowed.is_the_owners(id);
+        if let Some(peer) = self.0.hub.known_peer(id) {
+            peer.let_go();
+        }
+        self.0.rules.release(id);
+    }
+
     /// The session with a peer that is wanted or connected.
     pub fn session(&self, id: NodeId) -> Option<Session> {
         self.0.hub.known_peer(id).map(|peer| Session::new(self.0.hub.clone(), peer))

@@ -395,6 +395,8 @@ impl Owner {
                 // Whoever wants the peer again starts afresh.
                 self.backoff = Backoff::with_limits(self.hub.own().profile, &self.hub.own().limits);
             }
+            // Attempts that run may still bring back the path. Once around: the session may have ended since.
+            Command::LetGo => {}
             Command::PeerDialled => self.supervise(Input::PeerDialled),
             Command::Attach(greeted, place) => {
                 self.attach(*greeted).await;

@@ -18,6 +18,7 @@ use super::via::{Via, Where};
 use crate::id::{InviteSecret, NodeId, Relay, Vouch};
 use crate::proto::control::BootId;
 use crate::proto::limits;
+use crate::state::ids::Side;
 
 /// What others ask of a peer's owner.
 pub(super) enum Command {
@@ -25,6 +26,8 @@ pub(super) enum Command {
     Want { news: bool },
     /// Keep it no longer, and close it.
     Release,
+    /// Keep it no longer: it is the peer that does.
+    LetGo,
     /// A link was greeted: the session goes on there. Until it does it has the place of one that arrives.
     Attach(Box<Greeted>, Place),
     /// The peer dials us: it can be reached, and wants us.
@@ -268,6 +271,16 @@ impl Peer {
         // From now on nobody finds the session that is about to be closed.
         self.state.send_modify(|state| state.attached = None);
         self.command(Command::Release);
+    }
+
+    /// Keeps a session with it no longer. One that the peer began goes on, with a path or without: the peer keeps that.
+    pub fn let_go(&self) {
+        let theirs = |core: Arc<Core>| core.side() == Side::Acceptor && !core.has_ended();
+        if !self.core().is_some_and(theirs) {
+            return self.release();
+        }
+        self.known().wanted = false;
+        self.command(Command::LetGo);
     }
 
     pub(super) async fn drain(self: Arc<Self>) {

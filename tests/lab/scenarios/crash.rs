@@ -80,4 +80,6 @@ fn frozen(dialler: bool) {
     let (who, failed) = (if dialler { "dialler" } else { "accepter" }, failures(&caller.end()));
     println!("the {who} was frozen: a call made after it woke is answered after {:.2} s; failed: {failed:?}", back.as_secs_f64());
     assert!(back <= BACK, "it took too long: {back:?}");
+    // Those that began while no path was there too: the session was kept.
+    assert!(failed.is_empty(), "{failed:?}");
 }
