@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::ENTRY_BYTES;
+use super::{ENTRY_BYTES, Kind};
 use crate::id::NodeId;
 use crate::proto::control::SessionId;
 use crate::proto::directory::Listing;
@@ -59,6 +59,12 @@ pub(super) struct Hung {
     pub number: u64,
     /// Offline since then.
     pub since: Option<Instant>,
+}
+
+impl Key {
+    pub(super) fn kind(&self) -> Kind {
+        if self.at.is_some() { Kind::Mirrored } else { Kind::Its }
+    }
 }
 
 impl Entry {

@@ -35,10 +35,11 @@ pub struct Directory {
     entries: BTreeMap<Arc<Key>, Arc<Entry>>,
     /// The present session of each peer that has one.
     present: HashMap<NodeId, Present>,
-    /// What hangs on the sessions of each peer, those that have ended too.
-    loads: HashMap<NodeId, Load>,
+    /// What hangs on the sessions of each peer, those that have ended too: what it provides, and what is mirrored from it.
+    loads: HashMap<(NodeId, Kind), Load>,
     /// Entries whose session has ended, those that have been offline for longest first.
     left: BTreeSet<(Instant, Arc<Key>)>,
+    left_bytes: usize,
     bytes: usize,
     /// The last number given: of an epoch, of a listing, of a holder. Never the same twice.
     numbers: u64,
@@ -53,10 +54,22 @@ struct Present {
     addresses: Arc<[SocketAddr]>,
 }
 
+/// Whose a service is that hangs on a peer's session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Kind {
+    Its,
+    Mirrored,
+}
+
 #[derive(Debug, Default)]
 struct Load {
     keys: BTreeSet<Arc<Key>>,
     bytes: usize,
+    /// Of these, the ones that hang on the present session.
+    present: usize,
+    present_bytes: usize,
+    /// The others, those that have been offline for longest first.
+    behind: BTreeSet<(Instant, Arc<Key>)>,
 }
 
 impl Directory {
@@ -64,7 +77,8 @@ impl Directory {
     pub fn new(own: NodeId, first: u64, bounds: Bounds) -> Self {
         let log = Log::new(bounds.changes, bounds.changes_bytes);
         let (entries, present, loads, left) = Default::default();
-        Self { own, bounds, entries, present, loads, left, bytes: 0, numbers: first, log, turned: Vec::new() }
+        let turned = Vec::new();
+        Self { own, bounds, entries, present, loads, left, left_bytes: 0, bytes: 0, numbers: first, log, turned }
     }
 
     /// A path carries this session of the peer, for the first time or again, or another one does. A new session ends the one before.
@@ -91,10 +105,18 @@ impl Directory {
             return;
         }
         self.present.remove(&peer);
-        for (key, entry) in self.hanging_on(peer) {
-            if entry.hangs_on(session) {
-                self.left.insert((entry.offline_since(now), key));
+        for kind in [Kind::Its, Kind::Mirrored] {
+            let Some(load) = self.loads.get_mut(&(peer, kind)) else { continue };
+            for key in &load.keys {
+                let entry = &self.entries[key];
+                if entry.hangs_on(session) {
+                    let since = entry.offline_since(now);
+                    load.behind.insert((since, key.clone()));
+                    self.left.insert((since, key.clone()));
+                    self.left_bytes += entry.weight();
+                }
             }
+            (load.present, load.present_bytes) = (0, 0);
         }
         self.forget_beyond(self.bounds.offline);
     }
@@ -239,7 +261,8 @@ impl Directory {
 
     /// What hangs on sessions with this peer.
     fn hanging_on(&self, peer: NodeId) -> Vec<(Arc<Key>, Arc<Entry>)> {
-        let keys = self.loads.get(&peer).into_iter().flat_map(|load| &load.keys);
+        let loads = [Kind::Its, Kind::Mirrored].into_iter().filter_map(|kind| self.loads.get(&(peer, kind)));
+        let keys = loads.flat_map(|load| &load.keys);
         keys.map(|key| (key.clone(), self.entries[key].clone())).collect()
     }
 
@@ -306,9 +329,12 @@ impl Directory {
         }
         let entry = Arc::new(entry);
         if let Held::By(hung) = &entry.held {
-            let load = self.loads.entry(hung.on).or_default();
+            let load = self.loads.entry((hung.on, key.kind())).or_default();
             load.keys.insert(key.clone());
             load.bytes += entry.weight();
+            // Nothing is ever put on a session that is not the present one.
+            load.present += 1;
+            load.present_bytes += entry.weight();
         }
         self.bytes += entry.weight();
         self.entries.insert(key.clone(), entry.clone());
@@ -330,15 +356,22 @@ impl Directory {
     fn take_off(&mut self, key: &Arc<Key>, entry: &Entry) {
         self.bytes -= entry.weight();
         let Held::By(hung) = &entry.held else { return };
-        if let Some(since) = hung.since {
-            self.left.remove(&(since, key.clone()));
+        let present = self.present_on(hung.on, hung.session).is_ok();
+        let of = (hung.on, key.kind());
+        let Some(load) = self.loads.get_mut(&of) else { return };
+        load.keys.remove(key);
+        load.bytes -= entry.weight();
+        if present {
+            load.present -= 1;
+            load.present_bytes -= entry.weight();
+        } else if let Some(since) = hung.since {
+            let place = (since, key.clone());
+            load.behind.remove(&place);
+            self.left.remove(&place);
+            self.left_bytes -= entry.weight();
         }
-        if let Some(load) = self.loads.get_mut(&hung.on) {
-            load.keys.remove(key);
-            load.bytes -= entry.weight();
-            if load.keys.is_empty() {
-                self.loads.remove(&hung.on);
-            }
+        if load.keys.is_empty() {
+            self.loads.remove(&of);
         }
     }
 

@@ -1,10 +1,11 @@
 //! How much a directory holds, and what goes when there is no room: what sessions that have ended left behind, the oldest first.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use super::Directory;
-use super::entry::{Entry, Key};
+use super::entry::Key;
+use super::{Directory, Kind};
 use crate::id::NodeId;
 use crate::proto::control::SessionId;
 use crate::proto::limits;
@@ -67,45 +68,42 @@ impl Directory {
     /// Makes sure that a listing of this weight can hang there: what its peer, and then others, left behind goes for it.
     pub(super) fn make_room(&mut self, key: &Key, on: NodeId, session: SessionId, weight: usize) -> Result<(), Refusal> {
         let Bounds { registrations, provider_bytes, mirrored, mirrored_bytes, bytes, .. } = self.bounds;
-        let (most, most_bytes) = if key.at.is_some() { (mirrored, mirrored_bytes) } else { (registrations, provider_bytes) };
-        let load = self.loads.get(&on).map_or((0, 0), |load| (load.keys.len(), load.bytes));
-        // Nearly always there is room for more than this.
-        if load.0 < most && load.1 + weight <= most_bytes && self.bytes + weight <= bytes {
-            return Ok(());
-        }
-        let is_other = |other: &Key| other != key && other.at.is_some() == key.at.is_some();
-        let others = self.hanging_on(on).into_iter().filter(|(other, _)| is_other(other));
-        let (present, behind): (Vec<_>, Vec<_>) = others.partition(|(_, entry)| entry.hangs_on(session));
-        let held = present.iter().map(|(_, entry)| entry.weight()).sum::<usize>();
-        if present.len() >= most {
+        let (most, most_bytes) = match key.kind() {
+            Kind::Its => (registrations, provider_bytes),
+            Kind::Mirrored => (mirrored, mirrored_bytes),
+        };
+        // What there is already under this key makes way for it.
+        let before = self.entries.get(key).map_or(0, |entry| entry.weight());
+        let is_left = before > 0 && !self.entries[key].hangs_on(session);
+        let (present, held) = self.loads.get(&(on, key.kind())).map_or((0, 0), |load| (load.present, load.present_bytes));
+        let (present, held) = if before > 0 && !is_left { (present - 1, held - before) } else { (present, held) };
+        if present >= most {
             return Err(Refusal::TooMany(most));
         }
         if held + weight > most_bytes {
             return Err(Refusal::TooLarge(most_bytes));
         }
-        let before = self.entries.get(key).map_or(0, |entry| entry.weight());
-        let left: usize = self.left.iter().filter(|(_, left)| **left != *key).map(|(_, left)| self.entries[left].weight()).sum();
-        if self.bytes - left - before + weight > bytes {
+        // All that is left behind would go for it.
+        let stays = self.bytes - self.left_bytes - if is_left { 0 } else { before };
+        if stays + weight > bytes {
             return Err(Refusal::TooLarge(bytes));
         }
-        self.forget_behind(behind, most - present.len() - 1, most_bytes - held - weight);
+        while let Some(load) = self.loads.get(&(on, key.kind())) {
+            let (count, used) = (load.keys.len() - usize::from(before > 0), load.bytes - before + weight);
+            if count < most && used <= most_bytes {
+                break;
+            }
+            let Some(oldest) = oldest_but(&load.behind, key) else { break };
+            self.remove(&oldest);
+        }
         while self.bytes - before + weight > bytes {
-            let Some((_, oldest)) = self.left.iter().find(|(_, left)| **left != *key).cloned() else { break };
+            let Some(oldest) = oldest_but(&self.left, key) else { break };
             self.remove(&oldest);
         }
         Ok(())
     }
+}
 
-    /// Of what a peer left behind, only so many of the youngest stay, with so many bytes together.
-    fn forget_behind(&mut self, mut behind: Vec<(Arc<Key>, Arc<Entry>)>, most: usize, most_bytes: usize) {
-        behind.sort_by_key(|(key, entry)| (entry.since(), key.clone()));
-        let (mut count, mut bytes) = behind.iter().fold((0, 0), |(count, bytes), (_, entry)| (count + 1, bytes + entry.weight()));
-        for (key, entry) in behind {
-            if count <= most && bytes <= most_bytes {
-                return;
-            }
-            (count, bytes) = (count - 1, bytes - entry.weight());
-            self.remove(&key);
-        }
-    }
+fn oldest_but(left: &BTreeSet<(Instant, Arc<Key>)>, key: &Key) -> Option<Arc<Key>> {
+    left.iter().map(|(_, left)| left).find(|left| ***left != *key).cloned()
 }

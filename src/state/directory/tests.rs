@@ -1,6 +1,6 @@
 //! The directory against a naive model, and what has to hold of it whatever is said to it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use proptest::prelude::*;
@@ -287,6 +287,20 @@ fn within_bounds(directory: &Directory, bounds: &Bounds) {
     let hanging = directory.loads.values().map(|load| load.keys.len()).sum::<usize>();
     assert_eq!(hanging, count(&|key| key.provider != OWN));
     assert_eq!(directory.loads.values().map(|load| load.bytes).sum::<usize>(), weight(&|key| key.provider != OWN));
+    let mut behind = BTreeSet::new();
+    for ((peer, kind), load) in &directory.loads {
+        let weight = |key: &Arc<Key>| directory.entries[key].weight();
+        let present =
+            |key: &&Arc<Key>| directory.present.get(peer).is_some_and(|now| directory.entries[*key].hangs_on(now.session));
+        let (here, gone): (Vec<_>, Vec<_>) = load.keys.iter().partition(present);
+        assert_eq!((load.present, load.present_bytes), (here.len(), here.into_iter().map(weight).sum()));
+        assert!(load.keys.iter().all(|key| key.kind() == *kind) && !load.keys.is_empty());
+        let places: BTreeSet<_> = gone.into_iter().map(|key| (directory.entries[key].since().unwrap(), key.clone())).collect();
+        assert_eq!(load.behind, places);
+        behind.extend(places);
+    }
+    assert_eq!(directory.left, behind);
+    assert_eq!(directory.left_bytes, behind.iter().map(|(_, key)| directory.entries[key].weight()).sum::<usize>());
 }
 
 proptest! {
