@@ -1,10 +1,11 @@
 //! Whose turn it is on the network's thread. The runtime runs what is ready in the order in which it became so: a peer that keeps
 //! the thread busy has very much ready all the time, and an answer of a few steps to somebody else waits for all of it at each step. So each
-//! peer's tasks have turns: what they took is written down, and when it is as much as a turn they wait until nobody else has a step to
-//! make, the peer that took least of late first. A thread that has time left is given to whoever wants it, and who is alone never waits.
+//! peer's tasks have turns: what they took is written down, and when it is a turn more than what others had meanwhile they wait until nobody
+//! else has a step to make. A thread that has time left is given to whoever wants it, and who is alone never waits.
 //!
-//! This is fair queueing of a processor, in the manner of deficit round robin (Shreedhar and Varghese, "Efficient Fair Queuing Using
-//! Deficit Round-Robin", 1996) with time as the measure: whatever a peer floods with, it takes its own time.
+//! This is start-time fair queueing (Goyal, Vin and Cheng, "Start-Time Fair Queueing", 1996) with the thread's time as the measure: whatever
+//! a peer floods with, it takes its own time. There is a virtual time, which is where whoever was let in last began; who takes something
+//! moves its own end on from there. So who was idle comes in at once but has saved up nothing, and those that always want more take turns.
 
 use std::cell::RefCell;
 use std::collections::hash_map::Entry;
@@ -27,7 +28,7 @@ const TURN: Duration = Duration::from_micros(100);
 const AT_A_TIME: usize = 32;
 /// Looked at so often, somebody else always had something to do: then whoever waits is let in nevertheless.
 const ROUNDS: usize = 16;
-/// What was taken counts for half after each of these, and who had no turn in two of them is not thought of.
+/// Who had no turn in two of these is not thought of.
 const WINDOW: Duration = Duration::from_millis(500);
 /// What a task may do at a time by the runtime's cooperative scheduling: so many messages read, or packets dealt with.
 const BUDGET: usize = 128;
@@ -46,6 +47,8 @@ struct Shared {
     /// Steps made so far.
     steps: AtomicUsize,
     accounts: AtomicU64,
+    /// The virtual time, in nanoseconds: where the turn began of the one that was let in last.
+    time: AtomicU64,
     waiting: Mutex<Waiting>,
 }
 
@@ -54,7 +57,7 @@ struct Shared {
 struct Waiting {
     /// By the numbers of their accounts.
     peers: HashMap<u64, Peer>,
-    /// What each of them has taken of late, and its number: the first is next. Not there is whose turn it is.
+    /// The end of what each of them took, and its number: the first is next. Not there is whose turn it is.
     order: BTreeSet<(u64, u64)>,
     /// Whose turn it is, if more of its tasks wait.
     inside: Option<u64>,
@@ -68,7 +71,7 @@ struct Waiting {
 #[derive(Debug)]
 struct Peer {
     account: Account,
-    taken: u64,
+    end: u64,
     tasks: BTreeMap<u64, Waker>,
 }
 
@@ -88,9 +91,8 @@ pub struct Account(Arc<Held>);
 struct Held {
     number: u64,
     turns: Turns,
-    /// In nanoseconds: in this turn, and of late.
-    turn: AtomicU64,
-    taken: AtomicU64,
+    /// The virtual time at which what it took ends.
+    end: AtomicU64,
     window: AtomicU64,
     /// Who pays instead.
     by: OnceLock<Account>,
@@ -104,15 +106,15 @@ thread_local! {
 impl Turns {
     /// Those of this runtime's one thread.
     pub(super) fn new(handle: Handle) -> Self {
-        let (active, steps, accounts, waiting) = Default::default();
-        Self(Arc::new(Shared { handle, began: Instant::now(), active, steps, accounts, waiting }))
+        let (active, steps, accounts, time, waiting) = Default::default();
+        Self(Arc::new(Shared { handle, began: Instant::now(), active, steps, accounts, time, waiting }))
     }
 
     /// A new account, by which nothing was taken yet.
     pub fn account(&self) -> Account {
-        let (turn, taken, window, by) = Default::default();
+        let (end, window, by) = Default::default();
         let number = self.0.accounts.fetch_add(1, Relaxed);
-        Account(Arc::new(Held { number, turns: self.clone(), turn, taken, window, by }))
+        Account(Arc::new(Held { number, turns: self.clone(), end, window, by }))
     }
 
     fn window(&self, now: Instant) -> u64 {
@@ -141,11 +143,9 @@ impl Turns {
                     break;
                 }
             }
-            let next = self.waiting().next();
-            if next.is_empty() {
-                return;
-            }
-            next.into_iter().for_each(Waker::wake);
+            let Some((end, tasks)) = self.waiting().next() else { return };
+            self.0.time.fetch_max(end, Relaxed);
+            tasks.into_iter().for_each(Waker::wake);
         }
     }
 
@@ -159,9 +159,9 @@ impl Waiting {
         self.came += u64::from(before.is_none());
         let (number, place) = (account.0.number, before.unwrap_or(self.came));
         let peer = self.peers.entry(number).or_insert_with(|| {
-            let taken = account.0.taken.load(Relaxed);
-            self.order.insert((taken, number));
-            Peer { account: account.clone(), taken, tasks: BTreeMap::new() }
+            let end = account.0.end.load(Relaxed);
+            self.order.insert((end, number));
+            Peer { account: account.clone(), end, tasks: BTreeMap::new() }
         });
         peer.tasks.insert(place, waker);
         place
@@ -178,33 +178,33 @@ impl Waiting {
         let Some(peer) = self.peers.get_mut(&number) else { return };
         peer.tasks.remove(&place);
         if peer.tasks.is_empty() {
-            self.order.remove(&(peer.taken, number));
+            self.order.remove(&(peer.end, number));
             self.inside.take_if(|inside| *inside == number);
             self.peers.remove(&number);
         }
     }
 
-    /// The tasks whose turn it is: all are of one peer. If there are none, nobody is there any more to ask again.
-    fn next(&mut self) -> Vec<Waker> {
+    /// The tasks whose turn it is: all are of one peer; and where that one's turn begins. If there are none, nobody is there any more to
+    /// ask again.
+    fn next(&mut self) -> Option<(u64, Vec<Waker>)> {
         if let Some(number) = self.inside.take()
             && let Some(peer) = self.peers.get_mut(&number)
         {
-            peer.taken = peer.account.0.taken.load(Relaxed);
-            self.order.insert((peer.taken, number));
+            peer.end = peer.account.0.end.load(Relaxed);
+            self.order.insert((peer.end, number));
         }
-        while let Some((_, number)) = self.order.pop_first() {
+        while let Some((end, number)) = self.order.pop_first() {
             let Entry::Occupied(mut peer) = self.peers.entry(number) else { continue };
-            peer.get().account.0.turn.store(0, Relaxed);
             let tasks = &mut peer.get_mut().tasks;
             let wakers = (0..AT_A_TIME).map_while(|_| Some(tasks.pop_first()?.1)).collect();
             match tasks.is_empty() {
                 true => drop(peer.remove()),
                 false => self.inside = Some(number),
             }
-            return wakers;
+            return Some((end, wakers));
         }
         self.attended = false;
-        Vec::new()
+        None
     }
 }
 
@@ -262,13 +262,17 @@ impl Account {
     fn charge(&self, window: u64, took: Duration) {
         let nanos = took.as_nanos() as u64;
         let held = &self.0;
-        held.turn.fetch_add(nanos, Relaxed);
-        let last = held.window.swap(window, Relaxed);
-        let left = held.taken.load(Relaxed).checked_shr(window.saturating_sub(last) as u32).unwrap_or(0);
-        held.taken.store(left + nanos, Relaxed);
-        if last != window {
+        let begin = held.end.load(Relaxed).max(held.turns.0.time.load(Relaxed));
+        held.end.store(begin + nanos, Relaxed);
+        if held.window.swap(window, Relaxed) != window {
             held.turns.0.active.one_more(window);
         }
+    }
+
+    /// Whether it has taken a turn more than others had meanwhile.
+    fn had_its_turn(&self) -> bool {
+        let ahead = self.0.end.load(Relaxed).saturating_sub(self.0.turns.0.time.load(Relaxed));
+        ahead >= TURN.as_nanos() as u64
     }
 }
 
@@ -310,7 +314,7 @@ impl Place {
             return Poll::Pending;
         }
         if turns.0.active.get() > 1 {
-            if payer.0.turn.load(Relaxed) >= TURN.as_nanos() as u64 {
+            if payer.had_its_turn() {
                 self.waits = Some(turns.wait(payer, self.waits, cx.waker()));
                 return Poll::Pending;
             }
