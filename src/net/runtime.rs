@@ -91,7 +91,7 @@ impl quinn::Runtime for Driver {
 
     fn spawn(&self, future: Pin<Box<dyn Future<Output = ()> + Send>>) {
         match Account::spawned() {
-            Some(account) => drop(self.0.spawn(account.in_turn(future))),
+            Some(account) => drop(self.0.spawn(account.driving(future))),
             None => drop(self.0.spawn(future)),
         }
     }

@@ -32,7 +32,9 @@ const ROUNDS: usize = 16;
 const WINDOW: Duration = Duration::from_millis(500);
 /// What a task may do at a time by the runtime's cooperative scheduling: so many messages read, or packets dealt with.
 const BUDGET: usize = 128;
-/// What it begins with while others are there; each packet may be full of work.
+/// The same of what takes in packets, each of which takes some microseconds: after many that were quickly done may come as many that are not.
+const PACKETS: usize = 32;
+/// What a task begins with while others are there; each packet may be full of work.
 const FIRST_BUDGET: usize = 8;
 
 /// Gives out the turns of one thread.
@@ -252,7 +254,16 @@ impl Account {
 
     /// This future, with turns by this account. Cancel-safe if the future is.
     pub fn in_turn<F: Future>(&self, future: F) -> InTurn<F> {
-        InTurn { future, place: Place { account: self.clone(), waits: None, budget: FIRST_BUDGET } }
+        self.in_turns_of(BUDGET, future)
+    }
+
+    /// The same of a future that takes in packets.
+    pub(super) fn driving<F: Future>(&self, driver: F) -> InTurn<F> {
+        self.in_turns_of(PACKETS, driver)
+    }
+
+    fn in_turns_of<F: Future>(&self, most: usize, future: F) -> InTurn<F> {
+        InTurn { future, place: Place { account: self.clone(), waits: None, budget: FIRST_BUDGET, most } }
     }
 
     fn payer(&self) -> &Account {
@@ -303,6 +314,7 @@ struct Place {
     waits: Option<u64>,
     /// What it may do at a time while others are there: so much that it takes about a turn.
     budget: usize,
+    most: usize,
 }
 
 impl Place {
@@ -329,7 +341,7 @@ impl Place {
         payer.charge(turns.window(now), took);
         match took > TURN {
             true => self.budget = (self.budget / 2).max(1),
-            false if took < TURN / 2 && !has_budget_remaining() => self.budget = (self.budget * 2).min(BUDGET),
+            false if took < TURN / 2 && !has_budget_remaining() => self.budget = (self.budget * 2).min(self.most),
             false => {}
         }
         polled

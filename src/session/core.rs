@@ -5,8 +5,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, Ordering::
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
+use tokio::runtime::Handle;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
+use tokio::task::coop::consume_budget;
 
 use super::event::DisconnectReason;
 use super::ledger::{Ledger, Limit};
@@ -20,13 +22,16 @@ use crate::proto::limits::{self, Limits};
 use crate::proto::stream::Purpose;
 use crate::state::budget::Budget;
 use crate::state::ids::Side;
-use crate::state::streams::{Due, Streams, Violation};
+use crate::state::streams::{self, Due, Streams, Violation};
 use crate::state::unread::Unread;
 
 /// Bodies up to this many bytes need no share of their own: the number of calls at once bounds them.
 pub const SMALL_BODY_BYTES: usize = 4 * 1024;
 /// So many bytes of answers wait for room: before any further call is begun some of them have to find it.
 const LATE_BYTES: usize = limits::BODY_BYTES;
+
+/// So many streams are ended in one step.
+const AT_ONCE: usize = 64;
 
 /// A session.
 #[derive(Debug)]
@@ -126,6 +131,24 @@ impl Drop for LateAnswer {
         if before >= LATE_BYTES && before - self.1 < LATE_BYTES {
             self.0.on_time.notify_waiters();
         }
+    }
+}
+
+/// What is left of the streams of a session that is over: whoever waits for one of them is to look. However it ends, they are told.
+struct Left(streams::Left<Slot>);
+
+impl Left {
+    async fn go(mut self) {
+        while let Some(mut slot) = self.0.next() {
+            slot.wake();
+            consume_budget().await;
+        }
+    }
+}
+
+impl Drop for Left {
+    fn drop(&mut self) {
+        self.0.by_ref().for_each(|mut slot| slot.wake());
     }
 }
 
@@ -288,10 +311,16 @@ impl Core {
 
     /// Ends the session, once: whoever waits for something of it learns how, and its handlers are dropped.
     pub(super) fn end(&self, end: SessionEnd) {
-        {
+        let left = {
             let mut table = self.table();
             table.ended.get_or_insert(end);
-            table.streams.end(&mut Slot::wake);
+            Left(table.streams.end())
+        };
+        // There may be so many that others would wait for it.
+        if let Ok(runtime) = Handle::try_current()
+            && left.0.len() > AT_ONCE
+        {
+            runtime.spawn(self.in_turn(left.go()));
         }
         self.room.notify_waiters();
         self.serving().abort_all();

@@ -92,7 +92,8 @@ impl Directory {
 
     /// No path carries this session: what hangs on it goes offline.
     pub fn detached(&mut self, peer: NodeId, session: SessionId, now: Instant) {
-        if let Some(present) = self.present.get_mut(&peer).filter(|present| present.session == session) {
+        let on_a_path = |present: &&mut Present| present.session == session && present.attached;
+        if let Some(present) = self.present.get_mut(&peer).filter(on_a_path) {
             present.attached = false;
             self.turn(peer, now);
         }

@@ -10,6 +10,7 @@
 //!
 //! Without resumption (`keeps` is false) nothing is kept or acknowledged, and a stream is over with its two halves.
 
+use std::collections::hash_map::IntoValues;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -120,6 +121,36 @@ struct Stream<S> {
     news: bool,
     halves: u8,
     slot: S,
+}
+
+/// What is left of a session that is over: what was kept with each stream, one after the other. With each the bytes of that stream are given
+/// back, and those of the others when this is dropped.
+#[derive(Debug)]
+pub struct Left<S> {
+    live: IntoValues<u64, Stream<S>>,
+    budget: Arc<Budget>,
+}
+
+impl<S> Iterator for Left<S> {
+    type Item = S;
+
+    fn next(&mut self) -> Option<S> {
+        let mut stream = self.live.next()?;
+        stream.sending.clear(&self.budget);
+        Some(stream.slot)
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        self.live.size_hint()
+    }
+}
+
+impl<S> ExactSizeIterator for Left<S> {}
+
+impl<S> Drop for Left<S> {
+    fn drop(&mut self) {
+        self.for_each(drop);
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -538,15 +569,12 @@ impl<S: Default> Streams<S> {
         next
     }
 
-    /// The session is over: everything is given back.
-    pub fn end(&mut self, wake: &mut impl FnMut(&mut S)) {
-        for (_, mut stream) in self.live.drain() {
-            stream.sending.clear(&self.budget);
-            wake(&mut stream.slot);
-        }
+    /// The session is over. Gives what is left of it.
+    pub fn end(&mut self) -> Left<S> {
         self.over.clear();
         self.news.clear();
         self.early.clear();
+        Left { live: std::mem::take(&mut self.live).into_values(), budget: self.budget.clone() }
     }
 
     fn remove(&mut self, id: u64, wake: &mut impl FnMut(&mut S)) -> bool {
