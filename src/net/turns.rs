@@ -23,7 +23,7 @@ use tokio::task::yield_now;
 use tokio::time::Instant;
 
 /// How long a turn is. Longer ones cost less, and others wait for them longer.
-const TURN: Duration = Duration::from_micros(100);
+const TURN: Duration = Duration::from_micros(60);
 /// Most tasks of one peer that are let in at a time. There may be a thousand that have next to nothing to do each.
 const AT_A_TIME: usize = 32;
 /// Looked at so often, somebody else always had something to do: then whoever waits is let in nevertheless.
@@ -33,7 +33,7 @@ const WINDOW: Duration = Duration::from_millis(500);
 /// What a task may do at a time by the runtime's cooperative scheduling: so many messages read, or packets dealt with.
 const BUDGET: usize = 128;
 /// The same of what takes in packets, each of which takes some microseconds: after many that were quickly done may come as many that are not.
-const PACKETS: usize = 32;
+const PACKETS: usize = 16;
 /// What a task begins with while others are there; each packet may be full of work.
 const FIRST_BUDGET: usize = 8;
 

@@ -61,6 +61,42 @@ pub(super) struct Hung {
     pub since: Option<Instant>,
 }
 
+/// What is said of an entry.
+pub(super) struct Said {
+    pub listing: Arc<Listing>,
+    pub addresses: Arc<[SocketAddr]>,
+    pub online: bool,
+    pub held: Held,
+}
+
+impl Said {
+    /// The entry as it is then, after what it was before, and whether a reader would see a difference. Takes its numbers from these, and is the
+    /// change of that number if it is one.
+    pub fn after(self, before: Option<&Arc<Entry>>, numbers: &mut u64, change: u64) -> (Arc<Entry>, bool) {
+        let Said { listing, addresses, online, held } = self;
+        let mut number = || {
+            *numbers += 1;
+            *numbers
+        };
+        let epoch = match before {
+            Some(before) if before.online == online || !online => before.epoch,
+            None if !online => 0,
+            _ => number(),
+        };
+        // The same words again are no news.
+        let (listing, version) = match before.filter(|before| before.listing == listing) {
+            Some(before) => (before.listing.clone(), before.version),
+            None => (listing, number()),
+        };
+        let mut entry = Entry { listing, addresses, online, epoch, version, changed: change, held };
+        let news = before.is_none_or(|before| !before.looks_like(&entry));
+        if let (false, Some(before)) = (news, before) {
+            entry.changed = before.changed;
+        }
+        (Arc::new(entry), news)
+    }
+}
+
 impl Key {
     pub(super) fn kind(&self) -> Kind {
         if self.at.is_some() { Kind::Mirrored } else { Kind::Its }

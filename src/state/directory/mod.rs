@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 pub use entry::{Entry, Key};
-use entry::{Held, Hung};
+use entry::{Held, Hung, Said};
 use log::Log;
 pub use log::{Behind, Change};
 pub use room::{Bounds, Refusal};
@@ -184,7 +184,7 @@ impl Directory {
     /// This node itself serves this now, in place of what it served under that name. Never refused: there are only so many.
     pub fn served(&mut self, listing: Arc<Listing>) {
         let key = Arc::new(Key { name: listing.name.clone(), provider: self.own, at: None });
-        self.put(key, Held::Here, listing, Arc::new([]), true);
+        self.put(key, Said { listing, addresses: Arc::new([]), online: true, held: Held::Here });
     }
 
     /// This node itself does not serve that any more.
@@ -271,7 +271,11 @@ impl Directory {
     fn turn(&mut self, peer: NodeId, now: Instant) {
         let Some(Present { session, attached, addresses }) = self.present.get(&peer) else { return };
         let (session, attached, addresses) = (*session, *attached, addresses.clone());
-        for (key, entry) in self.hanging_on(peer) {
+        let loads = [Kind::Its, Kind::Mirrored].into_iter().filter_map(|kind| self.loads.get(&(peer, kind)));
+        let keys: Vec<_> = loads.filter(|load| load.present > 0).flat_map(|load| load.keys.iter().cloned()).collect();
+        for key in keys {
+            // What it counts for stays as it is.
+            let Some(entry) = self.entries.get_mut(&key) else { continue };
             let Held::By(hung) = &entry.held else { continue };
             if hung.session != session {
                 continue;
@@ -279,8 +283,10 @@ impl Directory {
             let online = attached && hung.claimed;
             let since = if online { None } else { hung.since.or(Some(now)) };
             let addresses = if key.at.is_none() && attached { addresses.clone() } else { entry.addresses.clone() };
-            let held = Held::By(Hung { since, ..hung.clone() });
-            self.put(key, held, entry.listing.clone(), addresses, online);
+            let said = Said { listing: entry.listing.clone(), addresses, online, held: Held::By(Hung { since, ..hung.clone() }) };
+            let (next, news) = said.after(Some(entry), &mut self.numbers, self.log.next());
+            let before = std::mem::replace(entry, next.clone());
+            self.write(key, Some(&before), next, news);
         }
     }
 
@@ -301,34 +307,17 @@ impl Directory {
         let number = self.number();
         let since = (!online).then(|| self.entries.get(&key).map_or(now, |before| before.offline_since(now)));
         let held = Held::By(Hung { on, session, claimed, number, since });
-        self.put(Arc::new(key), held, listing, addresses, online);
+        self.put(Arc::new(key), Said { listing, addresses, online, held });
         Ok(number)
     }
 
     /// Puts an entry in its place, and writes down what changes by it.
-    fn put(&mut self, key: Arc<Key>, held: Held, listing: Arc<Listing>, addresses: Arc<[SocketAddr]>, online: bool) {
+    fn put(&mut self, key: Arc<Key>, said: Said) {
         let before = self.entries.get(&key).cloned();
         if let Some(before) = &before {
             self.take_off(&key, before);
         }
-        let was_online = before.as_ref().is_some_and(|before| before.online);
-        let epoch = match &before {
-            Some(before) if before.online == online || !online => before.epoch,
-            None if !online => 0,
-            _ => self.number(),
-        };
-        // The same words again are no news.
-        let same = before.as_ref().filter(|before| before.listing == listing);
-        let (listing, version) = match same {
-            Some(before) => (before.listing.clone(), before.version),
-            None => (listing, self.number()),
-        };
-        let mut entry = Entry { listing, addresses, online, epoch, version, changed: self.log.next(), held };
-        let news = before.as_ref().is_none_or(|before| !before.looks_like(&entry));
-        if let (false, Some(before)) = (news, &before) {
-            entry.changed = before.changed;
-        }
-        let entry = Arc::new(entry);
+        let (entry, news) = said.after(before.as_ref(), &mut self.numbers, self.log.next());
         if let Held::By(hung) = &entry.held {
             let load = self.loads.entry((hung.on, key.kind())).or_default();
             load.keys.insert(key.clone());
@@ -339,9 +328,14 @@ impl Directory {
         }
         self.bytes += entry.weight();
         self.entries.insert(key.clone(), entry.clone());
-        self.turned(&key, was_online, online);
+        self.write(key, before.as_ref(), entry, news);
+    }
+
+    fn write(&mut self, key: Arc<Key>, before: Option<&Arc<Entry>>, now: Arc<Entry>, news: bool) {
+        let was_online = before.is_some_and(|before| before.online);
+        self.turned(&key, was_online, now.online);
         if news {
-            self.log.push(key, was_online, Some(entry));
+            self.log.push(key, was_online, Some(now));
         }
     }
 
