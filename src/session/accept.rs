@@ -85,7 +85,6 @@ pub(super) async fn streams(attached: Arc<Attached>, acceptor: Arc<dyn Acceptor>
         let accepted = match at_once {
             Poll::Ready(accepted) => accepted,
             Poll::Pending => {
-                core.reap();
                 while let Some(ended) = waiting.try_join_next() {
                     super::hub::report(ended);
                 }

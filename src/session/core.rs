@@ -1,13 +1,16 @@
 //! A session, whatever path carries it: its streams, the shares of its peer, the handlers that run for it. It lives from the first
 //! attach until it is ended; paths come and go meanwhile. It decides nothing about paths.
 
+use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
+use futures_util::FutureExt;
+use futures_util::future::{AbortHandle, Abortable};
+use slab::Slab;
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
-use tokio::task::JoinSet;
 use tokio::task::coop::consume_budget;
 
 use super::event::DisconnectReason;
@@ -59,7 +62,7 @@ pub struct Core {
     tunnels: Arc<Semaphore>,
     unread: Arc<Unread>,
     handlers_max: usize,
-    serving: Mutex<JoinSet<()>>,
+    serving: Arc<Mutex<Serving>>,
     share_bytes: usize,
     shares: [Arc<Semaphore>; 5],
     /// Bytes of answers to the peer that wait for room.
@@ -134,13 +137,40 @@ impl Drop for LateAnswer {
     }
 }
 
-/// What is left of the streams of a session that is over: whoever waits for one of them is to look. However it ends, they are told.
-struct Left(streams::Left<Slot>);
+/// What is served for the peer now.
+type Serving = Slab<AbortHandle>;
+
+/// One of these, until it is dropped.
+struct One {
+    all: Arc<Mutex<Serving>>,
+    key: usize,
+}
+
+impl Drop for One {
+    fn drop(&mut self) {
+        // Not there any more if the session has ended.
+        lock(&self.all).try_remove(self.key);
+    }
+}
+
+/// What is left of a session that is over: whoever waits for a stream is to look, and what is served ends. However this ends, they are told.
+struct Left {
+    streams: streams::Left<Slot>,
+    serving: slab::IntoIter<AbortHandle>,
+}
 
 impl Left {
+    /// Tells one of them.
+    fn tell(&mut self) -> Option<()> {
+        match self.streams.next() {
+            Some(mut slot) => slot.wake(),
+            None => self.serving.next()?.1.abort(),
+        }
+        Some(())
+    }
+
     async fn go(mut self) {
-        while let Some(mut slot) = self.0.next() {
-            slot.wake();
+        while self.tell().is_some() {
             consume_budget().await;
         }
     }
@@ -148,8 +178,12 @@ impl Left {
 
 impl Drop for Left {
     fn drop(&mut self) {
-        self.0.by_ref().for_each(|mut slot| slot.wake());
+        while self.tell().is_some() {}
     }
+}
+
+fn lock(serving: &Mutex<Serving>) -> MutexGuard<'_, Serving> {
+    serving.lock().expect("nothing panics while it is held")
 }
 
 /// What a session needs of its node.
@@ -188,7 +222,7 @@ impl Core {
             tunnels: Arc::new(Semaphore::new(limits.tunnels)),
             unread: Unread::new(limits::TUNNELS_UNREAD_BYTES, limits::TUNNEL_UNREAD_BYTES),
             handlers_max: limits.calls_in_flight,
-            serving: Mutex::default(),
+            serving: Arc::default(),
             share_bytes: limits.session_body_bytes,
             late: AtomicUsize::new(0),
             on_time: Notify::new(),
@@ -311,29 +345,38 @@ impl Core {
 
     /// Ends the session, once: whoever waits for something of it learns how, and its handlers are dropped.
     pub(super) fn end(&self, end: SessionEnd) {
-        let left = {
+        let streams = {
             let mut table = self.table();
             table.ended.get_or_insert(end);
-            Left(table.streams.end())
+            table.streams.end()
         };
+        let left = Left { streams, serving: std::mem::take(&mut *lock(&self.serving)).into_iter() };
         // There may be so many that others would wait for it.
         if let Ok(runtime) = Handle::try_current()
-            && left.0.len() > AT_ONCE
+            && left.streams.len() + left.serving.len() > AT_ONCE
         {
             runtime.spawn(self.in_turn(left.go()));
         }
         self.room.notify_waiters();
-        self.serving().abort_all();
         self.write_counts();
     }
 
     /// Runs this until it is done or the session ends.
     pub(super) fn serve(&self, serving: impl Future<Output = ()> + Send + 'static) {
-        let mut tasks = self.serving();
-        // Looked at under the lock of the tasks: whoever ends the session aborts this one too.
-        if self.table().ended.is_none() {
-            tasks.spawn(self.in_turn(serving));
-        }
+        let (handle, registration) = AbortHandle::new_pair();
+        let one = {
+            let mut all = lock(&self.serving);
+            // Looked at under this lock: whoever ends the session ends this one too.
+            if self.table().ended.is_some() {
+                return;
+            }
+            One { all: self.serving.clone(), key: all.insert(handle) }
+        };
+        tokio::spawn(self.in_turn(async move {
+            let _one = one;
+            let served = AssertUnwindSafe(Abortable::new(serving, registration)).catch_unwind().await;
+            super::hub::report_panic(served);
+        }));
     }
 
     /// The same future, which has its turns on the network's thread by what was done for this peer of late.
@@ -344,18 +387,6 @@ impl Core {
     /// By which the peer's tasks have their turns.
     pub(super) fn account(&self) -> &Account {
         &self.account
-    }
-
-    /// Joins what has ended.
-    pub(super) fn reap(&self) {
-        let mut tasks = self.serving();
-        while let Some(ended) = tasks.try_join_next() {
-            super::hub::report(ended);
-        }
-    }
-
-    fn serving(&self) -> MutexGuard<'_, JoinSet<()>> {
-        self.serving.lock().expect("nothing panics while it is held")
     }
 
     /// Leave to run one more handler; waits while too many run. The permit is held until the handler has ended.

@@ -23,7 +23,8 @@ fn a_partition_of_ten_seconds_within_a_large_call_loses_no_byte() {
             let (plan, book) = (Plan::new(seed, bytes, bytes), book.clone());
             async move { flow::call(&session, &book, Shape::Bidi, plan, Manner::default()).await }
         });
-        let at = (2 * bytes) / 100 * random.random_range(2..90);
+        // Not near the end: the handler is done as soon as all it has to say is on its way.
+        let at = (2 * bytes) / 100 * random.random_range(2..60);
         until(DAY, || book.moved() >= at || running.is_finished()).await;
         assert!(!running.is_finished() && book.running() == 1, "the cut comes within the call");
         network.partition(ip(1), ip(2));
