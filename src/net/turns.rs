@@ -4,8 +4,9 @@
 //! else has a step to make. A thread that has time left is given to whoever wants it, and who is alone never waits.
 //!
 //! This is start-time fair queueing (Goyal, Vin and Cheng, "Start-Time Fair Queueing", 1996) with the thread's time as the measure: whatever
-//! a peer floods with, it takes its own time. There is a virtual time, which is where whoever was let in last began; who takes something
+//! a peer floods with, it takes its own time. There is a virtual time, at least where whoever was let in last began; who takes something
 //! moves its own end on from there. So who was idle comes in at once but has saved up nothing, and those that always want more take turns.
+//! Virtual time passes with the clock too, as fast as each would get on if all wanted more: who takes less than that never waits.
 
 use std::cell::RefCell;
 use std::collections::hash_map::Entry;
@@ -49,8 +50,9 @@ struct Shared {
     /// Steps made so far.
     steps: AtomicUsize,
     accounts: AtomicU64,
-    /// The virtual time, in nanoseconds: where the turn began of the one that was let in last.
+    /// The virtual time, in nanoseconds, and the clock when it was looked at last.
     time: AtomicU64,
+    clock: AtomicU64,
     waiting: Mutex<Waiting>,
 }
 
@@ -108,8 +110,8 @@ thread_local! {
 impl Turns {
     /// Those of this runtime's one thread.
     pub(super) fn new(handle: Handle) -> Self {
-        let (active, steps, accounts, time, waiting) = Default::default();
-        Self(Arc::new(Shared { handle, began: Instant::now(), active, steps, accounts, time, waiting }))
+        let (active, steps, accounts, time, clock, waiting) = Default::default();
+        Self(Arc::new(Shared { handle, began: Instant::now(), active, steps, accounts, time, clock, waiting }))
     }
 
     /// A new account, by which nothing was taken yet.
@@ -122,6 +124,13 @@ impl Turns {
     fn window(&self, now: Instant) -> u64 {
         // Never 0, which is before the first.
         1 + (now.saturating_duration_since(self.0.began).as_nanos() / WINDOW.as_nanos()) as u64
+    }
+
+    /// Time has passed for so many.
+    fn pass(&self, now: Instant, active: usize) {
+        let nanos = now.saturating_duration_since(self.0.began).as_nanos() as u64;
+        let before = self.0.clock.fetch_max(nanos, Relaxed);
+        self.0.time.fetch_add(nanos.saturating_sub(before) / active as u64, Relaxed);
     }
 
     /// This task waits; if it has waited before, where it was. Gives its place.
@@ -325,7 +334,9 @@ impl Place {
         if self.waits.is_some_and(|place| turns.waiting().waits_on(payer, place, cx.waker())) {
             return Poll::Pending;
         }
-        if turns.0.active.get() > 1 {
+        let active = turns.0.active.get();
+        if active > 1 {
+            turns.pass(now, active);
             if payer.had_its_turn() {
                 self.waits = Some(turns.wait(payer, self.waits, cx.waker()));
                 return Poll::Pending;

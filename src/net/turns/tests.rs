@@ -76,16 +76,25 @@ async fn turns_beside_a_chain(busy_ones: usize) -> usize {
     meanwhile
 }
 
+/// What other programs of the machine take from a step is charged to it, so only the least of a few attempts says anything.
+async fn least<F: Future<Output = usize>>(attempt: impl Fn() -> F) -> usize {
+    let mut least = usize::MAX;
+    for _ in 0..10 {
+        least = least.min(attempt().await);
+    }
+    least
+}
+
 #[tokio::test]
 async fn who_takes_little_does_not_wait_at_each_step() {
     // Without turns there is one of a busy one's at each of the 200 steps.
-    let meanwhile = turns_beside_a_chain(1).await;
+    let meanwhile = least(|| turns_beside_a_chain(1)).await;
     assert!(meanwhile < 70, "{meanwhile} turns");
 }
 
 #[tokio::test]
 async fn nor_for_each_of_many() {
-    let meanwhile = turns_beside_a_chain(20).await;
+    let meanwhile = least(|| turns_beside_a_chain(20)).await;
     assert!(meanwhile < 20 * 70, "{meanwhile} turns");
 }
 
@@ -106,18 +115,38 @@ async fn who_wants_the_same_gets_the_same() {
 
 #[tokio::test]
 async fn nobody_saves_up_turns_while_it_is_idle() {
-    let turns = turns();
-    let (idle, honest) = (turns.account(), turns.account());
-    idle.in_turn(async {}).await;
-    // All this time the other one takes what there is.
-    for _ in 0..100 {
-        honest.in_turn(async { work(TURN) }).await;
-    }
-    let (task, count) = busy(&idle);
-    chain(&honest, 100).await;
-    let meanwhile = count.load(Relaxed);
+    let meanwhile = least(|| async {
+        let turns = turns();
+        let (idle, honest) = (turns.account(), turns.account());
+        idle.in_turn(async {}).await;
+        // All this time the other one takes what there is.
+        for _ in 0..100 {
+            honest.in_turn(async { work(TURN) }).await;
+        }
+        let (task, count) = busy(&idle);
+        chain(&honest, 100).await;
+        task.abort();
+        count.load(Relaxed)
+    });
+    let meanwhile = meanwhile.await;
     assert!(meanwhile < 70, "{meanwhile} turns");
-    task.abort();
+}
+
+#[tokio::test]
+async fn who_takes_less_than_its_share_never_waits() {
+    let waits = least(|| async {
+        let turns = turns();
+        let accounts = [turns.account(), turns.account()];
+        for _ in 0..50 {
+            for account in &accounts {
+                account.in_turn(async { work(TURN / 2) }).await;
+            }
+            // The thread has something else to do, or nothing at all.
+            work(TURN);
+        }
+        turns.waiting().came as usize
+    });
+    assert_eq!(waits.await, 0);
 }
 
 #[tokio::test]
@@ -163,7 +192,7 @@ async fn who_is_dropped_while_it_waits_waits_no_more() {
     let turns = turns();
     let (one, other) = (turns.account(), turns.account());
     other.in_turn(async {}).await;
-    one.in_turn(async { work(2 * TURN) }).await;
+    one.in_turn(async { work(4 * TURN) }).await;
     let mut waiting = Box::pin(one.in_turn(async {}));
     assert!(futures_util::poll!(waiting.as_mut()).is_pending());
     assert_eq!(turns.waiting().peers.len(), 1);
@@ -178,7 +207,7 @@ async fn woken_by_something_else_it_waits_on_with_the_new_waker() {
     let turns = turns();
     let (one, other) = (turns.account(), turns.account());
     other.in_turn(async {}).await;
-    one.in_turn(async { work(2 * TURN) }).await;
+    one.in_turn(async { work(4 * TURN) }).await;
     let mut waiting = Box::pin(one.in_turn(async { 7 }));
     // Each time twice at once; it is the same place.
     let done = std::future::poll_fn(|cx| match waiting.as_mut().poll(cx) {
