@@ -63,6 +63,9 @@ pub fn a_dialler_that_was_frozen_is_back_at_once() {
     frozen(true);
 }
 
+/// A call is given up after half a minute; less what it takes to wake up.
+const CALL_TIME: Duration = Duration::from_secs(25);
+
 fn frozen(dialler: bool) {
     let mut net = Net::new();
     let (here, there, _link) = linked(&mut net);
@@ -77,9 +80,12 @@ fn frozen(dialler: bool) {
     let woken = Instant::now();
     still.signal(Signal::CONT);
     let back = caller.answered_since(woken, LONG).ended - woken;
-    let (who, failed) = (if dialler { "dialler" } else { "accepter" }, failures(&caller.end()));
+    let (who, done) = (if dialler { "dialler" } else { "accepter" }, caller.end());
+    let failed = failures(&done);
     println!("the {who} was frozen: a call made after it woke is answered after {:.2} s; failed: {failed:?}", back.as_secs_f64());
     assert!(back <= BACK, "it took too long: {back:?}");
-    // Those that began while no path was there too: the session was kept.
+    // Those that began while no path was there too, if their time was not over before: the session was kept.
+    let in_time: Vec<_> = done.into_iter().filter(|call| call.began + CALL_TIME > woken).collect();
+    let failed = failures(&in_time);
     assert!(failed.is_empty(), "{failed:?}");
 }
