@@ -291,6 +291,7 @@ impl Endpoint {
         config.transport_config(self.transport.clone());
         self.dials.fetch_add(1, Relaxed);
         let _dialling = Counted::new(&self.dialling);
+        let dialled = self.unproved.dial(target);
         let account = self.turns.account();
         let connecting = account
             .spawning(|| self.inner.connect_with(config, target, SERVER_NAME))
@@ -300,6 +301,7 @@ impl Endpoint {
             Ok(Err(quinn::ConnectionError::TimedOut)) | Err(_) => return Err(DialError::TimedOut(address)),
             Ok(Err(error)) => return Err(dial_error(address, error)),
         };
+        dialled.proved();
         // The handshake has seen to it; what everything rests on is worth a second look.
         let found = peer(&connection).map_err(|text| DialError::Handshake(address, text))?;
         let link = Link::new(connection, found, true, Counted::new(&self.links), account);

@@ -2,9 +2,11 @@
 //! section 8.1). QUIC sees to that itself, but quinn 0.11 finishes a datagram that it may begin: whoever forges addresses could have us
 //! send four times as much. So what belongs to a handshake, and would be more, is not sent, as if it were lost on the way.
 //!
-//! Links are not affected, whatever somebody sends in their address's name: their packets have short headers, and pass.
+//! Links are not affected, whatever somebody sends in their address's name: their packets have short headers, and pass. Nor are dials: an
+//! address that we dial ourselves is sent what that takes.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::fmt;
 use std::io::{self, IoSliceMut};
 use std::net::SocketAddr;
@@ -36,6 +38,15 @@ pub(super) struct Unproved {
     /// How many there are, to be looked at with each datagram.
     count: AtomicUsize,
     credits: Mutex<HashMap<SocketAddr, Credit>>,
+    /// Addresses that are dialled now, and how many times.
+    dialled: Mutex<HashMap<SocketAddr, usize>>,
+}
+
+/// One dial of an address, until it is over.
+#[derive(Debug)]
+pub(super) struct Dialled {
+    unproved: Arc<Unproved>,
+    address: SocketAddr,
 }
 
 #[derive(Debug)]
@@ -72,6 +83,19 @@ impl Unproved {
         Proving { unproved: self.clone(), address }
     }
 
+    /// This address is dialled.
+    pub fn dial(self: &Arc<Self>, address: SocketAddr) -> Dialled {
+        *self.dialled().entry(address).or_default() += 1;
+        Dialled { unproved: self.clone(), address }
+    }
+
+    /// The address has shown that it is there.
+    fn prove(&self, address: SocketAddr) {
+        let mut credits = self.lock();
+        credits.remove(&address);
+        self.count.store(credits.len(), Relaxed);
+    }
+
     /// So much came from this address.
     fn received(&self, address: SocketAddr, bytes: usize) {
         if let Some(credit) = self.lock().get_mut(&address) {
@@ -83,6 +107,14 @@ impl Unproved {
     fn take(&self, address: SocketAddr, datagrams: &[u8], each: usize) -> usize {
         let mut credits = self.lock();
         let Some(credit) = credits.get_mut(&address) else { return datagrams.len() };
+        if credit.handshakes == 0 && tokio::time::Instant::now().into_std() >= credit.failed + LAST_WORD {
+            drop(credits);
+            self.prove(address);
+            return datagrams.len();
+        }
+        if self.dialled().contains_key(&address) {
+            return datagrams.len();
+        }
         let mut taken = 0;
         for datagram in datagrams.chunks(each.max(1)) {
             if datagram.first().is_some_and(|first| first & LONG_HEADER != 0) {
@@ -101,12 +133,34 @@ impl Unproved {
     fn lock(&self) -> MutexGuard<'_, HashMap<SocketAddr, Credit>> {
         self.credits.lock().expect("nothing panics while it is held")
     }
+
+    fn dialled(&self) -> MutexGuard<'_, HashMap<SocketAddr, usize>> {
+        self.dialled.lock().expect("nothing panics while it is held")
+    }
+}
+
+impl Dialled {
+    /// It has answered: it is sent what there is to send.
+    pub fn proved(self) {
+        self.unproved.prove(self.address);
+    }
+}
+
+impl Drop for Dialled {
+    fn drop(&mut self) {
+        if let Entry::Occupied(mut dials) = self.unproved.dialled().entry(self.address) {
+            *dials.get_mut() -= 1;
+            if *dials.get() == 0 {
+                dials.remove();
+            }
+        }
+    }
 }
 
 impl Proving {
     /// The address has shown that it is there: it is sent what there is to send.
     pub fn proved(self) {
-        self.unproved.lock().remove(&self.address);
+        self.unproved.prove(self.address);
     }
 }
 
@@ -223,6 +277,36 @@ mod tests {
             assert_eq!(unproved.take(address(1), &datagrams(0x40, 1_400, 10), 1_400), 14_000);
         }
         assert_eq!(unproved.take(address(1), &datagrams(0xc0, 1_200, 1), 1_200), 1_200, "and takes nothing from the handshake");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_handshake_that_failed_is_no_reason_to_keep_anything_back_for_good() {
+        let unproved = Arc::<Unproved>::default();
+        drop(unproved.enter(address(1), tokio::time::Instant::now().into_std()));
+        let first = datagrams(0xc0, 1_200, 1);
+        while unproved.take(address(1), &first, 1_200) > 0 {}
+        tokio::time::advance(LAST_WORD).await;
+        assert_eq!(unproved.take(address(1), &first, 1_200), 1_200);
+        assert!(unproved.is_empty());
+    }
+
+    #[test]
+    fn whoever_is_dialled_is_sent_what_that_takes_whatever_is_forged_in_its_name() {
+        let unproved = Arc::<Unproved>::default();
+        let forged = unproved.enter(address(1), Instant::now());
+        let first = datagrams(0xc0, 1_200, 2);
+        while unproved.take(address(1), &first, 1_200) > 0 {}
+        let dials = [unproved.dial(address(1)), unproved.dial(address(1))];
+        assert_eq!(unproved.take(address(1), &first, 1_200), 2_400);
+        let [one, other] = dials;
+        drop(one);
+        assert_eq!(unproved.take(address(1), &first, 1_200), 2_400);
+        drop(other);
+        assert_eq!(unproved.take(address(1), &first, 1_200), 0);
+        unproved.dial(address(1)).proved();
+        assert_eq!(unproved.take(address(1), &first, 1_200), 2_400);
+        drop(forged);
+        assert!(unproved.is_empty() && unproved.dialled().is_empty());
     }
 
     #[test]
