@@ -108,8 +108,8 @@ impl Unproved {
         let mut credits = self.lock();
         let Some(credit) = credits.get_mut(&address) else { return datagrams.len() };
         if credit.handshakes == 0 && tokio::time::Instant::now().into_std() >= credit.failed + LAST_WORD {
-            drop(credits);
-            self.prove(address);
+            credits.remove(&address);
+            self.count.store(credits.len(), Relaxed);
             return datagrams.len();
         }
         if self.dialled().contains_key(&address) {
